@@ -1,0 +1,256 @@
+"""The reference backend: every kernel in plain NumPy, a convolution one product with unfolded windows (im2col).
+
+It is also the base class of all other backends, which override what they do faster and inherit the rest. Read it after
+`functional.py`. Sizes: N images, C channels in, O channels out, H × W pixels, KH × KW kernel, OH × OW pixels out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Pair = tuple[int, int]
+Shape = tuple[int, ...]
+
+KERNELS = ("conv2d", "conv2d_grad_x", "conv2d_grad_w", "max_pool2d", "max_pool2d_grad")
+BLOCK_BYTES = 1 << 24  # unfolded windows held at a time: large enough for BLAS, small enough for any image
+
+
+def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
+    """Give a convolution's output length along one axis, ⌊(size + 2·padding − dilation·(kernel − 1) − 1)/stride⌋ + 1.
+
+    Raises ValueError if an option is out of range or the kernel does not fit.
+    """
+    return _output_size(size, kernel, stride, padding, dilation, 0)
+
+
+def pool_output_size(
+    size: int, kernel: int, stride: int, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
+) -> int:
+    """Give a pooling's output length along one axis: as a convolution's, or rounded up with `ceil_mode`.
+
+    Rounded up, the last window may hang over the right edge but must start inside the image or its left padding.
+    Raises ValueError if the padding exceeds half a kernel, or if a dilated window falls between a tiny image's pixels.
+    """
+    if padding > kernel // 2:
+        raise ValueError(f"pooling padding {padding} is more than half of the kernel {kernel}")
+    out = _output_size(size, kernel, stride, padding, dilation, stride - 1 if ceil_mode else 0)
+    if ceil_mode and (out - 1) * stride >= size + padding:
+        out -= 1
+    if dilation > 1:
+        start = np.arange(out) * stride - padding
+        first = start + (np.maximum(-start, 0) + dilation - 1) // dilation * dilation
+        if np.any((first >= size) | (first > start + dilation * (kernel - 1))):
+            raise ValueError(f"a pooling window (kernel {kernel}, dilation {dilation}) misses all {size} pixels")
+    return out
+
+
+def _output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, slack: int) -> int:
+    if kernel < 1 or stride < 1 or dilation < 1 or padding < 0:
+        raise ValueError(f"kernel {kernel}, stride {stride}, dilation {dilation} must be >= 1, padding {padding} >= 0")
+    extent = dilation * (kernel - 1) + 1
+    out = (size + 2 * padding - extent + slack) // stride + 1
+    if out < 1 or size < 1:
+        raise ValueError(
+            f"the kernel spans {extent} pixels, the input {size} + 2·{padding}: pad more or shrink the kernel"
+        )
+    return out
+
+
+def check_float(**arrays: Array | None) -> None:
+    """Raise TypeError unless all given arrays are float32, or all are float64."""
+    kinds = {name: a.dtype for name, a in arrays.items() if a is not None}
+    if len(set(kinds.values())) > 1 or not set(kinds.values()) <= {np.dtype(np.float32), np.dtype(np.float64)}:
+        found = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+        raise TypeError(f"kernels take arrays that are all float32 or all float64, got {found}")
+
+
+def conv2d_shape(
+    x_shape: Shape, w_shape: Shape, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> tuple[int, int, int, int]:
+    """Give the shape (N, O, OH, OW) of conv2d for x (N, C, H, W) and w (O, C/groups, KH, KW).
+
+    Raises ValueError, with the shapes, where they do not fit.
+    """
+    if len(x_shape) != 4 or len(w_shape) != 4:
+        raise ValueError(f"conv2d takes x (N, C, H, W) and w (O, C/groups, KH, KW), got {x_shape} and {w_shape}")
+    if groups < 1 or w_shape[0] % groups or x_shape[1] != groups * w_shape[1] or not w_shape[0] * w_shape[1]:
+        raise ValueError(
+            f"conv2d: x {x_shape} and w {w_shape} do not fit with groups = {groups}: "
+            f"x needs {groups} x {w_shape[1]} channels, and groups must divide {w_shape[0]}"
+        )
+    oh, ow = (conv_output_size(x_shape[i + 2], w_shape[i + 2], stride[i], padding[i], dilation[i]) for i in range(2))
+    return x_shape[0], w_shape[0], oh, ow
+
+
+def check_shape(name: str, array: Array, expected: Shape) -> None:
+    """Raise ValueError unless `array` has the `expected` shape."""
+    if array.shape != expected:
+        raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
+
+
+def default_threads() -> int:
+    """Give the number of threads to start with: MINIDL_NUM_THREADS, OMP_NUM_THREADS, or the processors we may use."""
+    for variable in ("MINIDL_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(variable, "")
+        if text.isdecimal() and int(text) > 0:
+            return int(text)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class NumpyBackend:
+    """Kernels in NumPy. Arrays (any strides, float32 or float64) in, new arrays of the same dtype out."""
+
+    name = "numpy"
+    xp: Any = np
+    threads = default_threads()  # of this class, so shared by all backends; set by minidl.set_num_threads
+
+    def describe(self) -> str:
+        """Say in a few words what computes: versions, vector instructions, threads."""
+        return f"NumPy {np.__version__}, matrix products by BLAS with its own threads (OPENBLAS_NUM_THREADS)"
+
+    # Unfolding. A window is a row of `cols`; the convolution of a block of output rows is then w · cols.
+
+    def _blocks(self, windows: Any) -> Iterator[tuple[slice, slice]]:
+        """Cut windows (N, C, OH, OW, KH, KW) into blocks of images, and of output rows where one image is too large."""
+        n, c, oh, ow, kh, kw = windows.shape
+        rows = max(1, min(oh, BLOCK_BYTES // (c * ow * kh * kw * windows.itemsize)))
+        images = max(1, BLOCK_BYTES // (c * rows * ow * kh * kw * windows.itemsize))
+        for i in range(0, n, images):
+            for r in range(0, oh, rows):
+                yield slice(i, min(i + images, n)), slice(r, min(r + rows, oh))
+
+    def _windows(self, x: Any, kernel: Shape, stride: Pair, padding: Pair, dilation: Pair) -> Any:
+        """View x (N, C, H, W), zero-padded, as windows (N, C, OH, OW, KH, KW); only the padding copies."""
+        if any(padding):
+            ph, pw = padding
+            x = self.xp.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+        extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+        view = self.xp.lib.stride_tricks.sliding_window_view(x, extent, axis=(2, 3))
+        return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
+
+    @staticmethod
+    def _unfold(windows: Any, groups: int) -> Any:
+        """Copy windows (B, C, R, OW, KH, KW) into columns (B, groups, C/groups·KH·KW, R·OW)."""
+        b, c, r, ow, kh, kw = windows.shape
+        return windows.transpose(0, 1, 4, 5, 2, 3).reshape(b, groups, c // groups * kh * kw, r * ow)
+
+    def conv2d(
+        self, x: Array, w: Array, b: Array | None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        """Correlate images with kernels.
+
+        x (N, C, H, W), w (O, C/groups, KH, KW), b (O,) or None -> y (N, O, OH, OW)
+        y[n, o, i, j] = b[o] + Σ_{c, k, l} w[o, c, k, l] · x[n, c, i·stride + k·dilation − padding, j·stride + ...]
+        """
+        check_float(x=x, w=w, b=b)
+        y = self.xp.empty(conv2d_shape(x.shape, w.shape, stride, padding, dilation, groups), x.dtype)
+        windows = self._windows(x, w.shape[2:], stride, padding, dilation)
+        matrix = w.reshape(groups, w.shape[0] // groups, -1)
+        for images, rows in self._blocks(windows):
+            part = y[images, :, rows]
+            part[...] = (matrix @ self._unfold(windows[images, :, rows], groups)).reshape(part.shape)
+        if b is not None:
+            check_shape("b", b, (w.shape[0],))
+            y += b[:, None, None]
+        return y  # type: ignore[no-any-return]
+
+    def conv2d_grad_x(
+        self, g: Array, w: Array, x_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        """Give ∂L/∂x, the adjoint of conv2d in x: g[n, o, i, j]·w[o] is added to the window it came from (col2im).
+
+        g (N, O, OH, OW), w (O, C/groups, KH, KW) -> (N, C, H, W) = x_shape
+        """
+        check_float(g=g, w=w)
+        check_shape("g", g, conv2d_shape(x_shape, w.shape, stride, padding, dilation, groups))
+        (n, c, h, wd), (o, _, kh, kw) = x_shape, w.shape
+        (sh, sw), (ph, pw), (dh, dw), ow = stride, padding, dilation, g.shape[3]
+        padded = self.xp.zeros((n, c, h + 2 * ph, wd + 2 * pw), g.dtype)
+        matrix = w.reshape(groups, o // groups, -1).transpose(0, 2, 1)
+        windows = self._windows(padded, (kh, kw), stride, (0, 0), dilation)
+        for images, rows in self._blocks(windows):
+            part = g[images, :, rows]
+            cols = (matrix @ part.reshape(len(part), groups, o // groups, -1)).reshape(len(part), c, kh, kw, -1, ow)
+            for i in range(kh):
+                top = rows.start * sh + i * dh
+                down = slice(top, top + (rows.stop - rows.start - 1) * sh + 1, sh)
+                for j in range(kw):
+                    padded[images, :, down, j * dw : j * dw + (ow - 1) * sw + 1 : sw] += cols[:, :, i, j]
+        return padded[:, :, ph : ph + h, pw : pw + wd]  # type: ignore[no-any-return]
+
+    def conv2d_grad_w(
+        self, g: Array, x: Array, w_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        """Give ∂L/∂w, the adjoint of conv2d in w: the sum over images and pixels of g times the window below it.
+
+        g (N, O, OH, OW), x (N, C, H, W) -> (O, C/groups, KH, KW) = w_shape
+        """
+        check_float(g=g, x=x)
+        check_shape("g", g, conv2d_shape(x.shape, w_shape, stride, padding, dilation, groups))
+        windows = self._windows(x, w_shape[2:], stride, padding, dilation)
+        total = self.xp.zeros((groups, w_shape[0] // groups, w_shape[1] * w_shape[2] * w_shape[3]), g.dtype)
+        for images, rows in self._blocks(windows):
+            part = g[images, :, rows]
+            cols = self._unfold(windows[images, :, rows], groups)
+            total += (part.reshape(len(part), groups, total.shape[1], -1) @ cols.swapaxes(2, 3)).sum(axis=0)
+        return total.reshape(w_shape)  # type: ignore[no-any-return]
+
+    def max_pool2d(
+        self, x: Array, *, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
+    ) -> tuple[Array, Array]:
+        """Take the largest value of every window, and where it was.
+
+        x (N, C, H, W) -> y (N, C, OH, OW), index (N, C, OH, OW) of int64: the position h·W + w in the image.
+        As torch: padding is −∞, of equal values the first wins, a NaN beats all numbers (of several, the last wins).
+        """
+        xp = self.xp
+        check_float(x=x)
+        if x.ndim != 4:
+            raise ValueError(f"max_pool2d takes x (N, C, H, W), got shape {x.shape}")
+        n, c, h, w = x.shape
+        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
+        oh = pool_output_size(h, kh, sh, ph, dh, ceil_mode)
+        ow = pool_output_size(w, kw, sw, pw, dw, ceil_mode)
+        y = xp.full((n, c, oh, ow), -np.inf, x.dtype)
+        index = xp.full((n, c, oh, ow), -1, np.int64)  # -1: no pixel seen yet
+        for k in range(kh * kw):
+            rows, i = _inside(h, oh, sh, k // kw * dh - ph)
+            columns, j = _inside(w, ow, sw, k % kw * dw - pw)
+            value, best, where = x[:, :, i, j], y[:, :, rows, columns], index[:, :, rows, columns]
+            here = xp.arange(i.start, i.stop, sh)[:, None] * w + xp.arange(j.start, j.stop, sw)
+            better = (value > best) | xp.isnan(value) | (where < 0)
+            best[...] = xp.where(better, value, best)
+            where[...] = xp.where(better, here, where)
+        return y, index
+
+    def max_pool2d_grad(self, g: Array, index: Array, x_shape: Shape) -> Array:
+        """Give ∂L/∂x of max_pool2d: each g goes to the pixel that was largest; where windows overlap they add.
+
+        g, index (N, C, OH, OW) -> (N, C, H, W) = x_shape
+        """
+        xp = self.xp
+        check_float(g=g)
+        check_shape("index", index, g.shape)
+        n, c, h, w = x_shape
+        if g.ndim != 4 or g.shape[:2] != (n, c):
+            raise ValueError(f"max_pool2d_grad: g {g.shape} does not belong to an input of shape {tuple(x_shape)}")
+        if index.size and not 0 <= index.min() <= index.max() < h * w:
+            raise ValueError(f"max_pool2d_grad: index holds positions outside an image of {h} x {w}")
+        plane = xp.arange(n * c).reshape(n, c, 1, 1) * (h * w)
+        total = xp.bincount((index + plane).ravel(), weights=g.ravel(), minlength=n * c * h * w)
+        return total.astype(g.dtype).reshape(x_shape)  # type: ignore[no-any-return]
+
+
+def _inside(size: int, out: int, stride: int, offset: int) -> tuple[slice, slice]:
+    """Give the outputs whose pixel i·stride + offset lies in the image, and the slice of those pixels."""
+    first = max(0, -(offset // stride))
+    last = min(out, (size - 1 - offset) // stride + 1)
+    if last <= first:
+        return slice(0, 0), slice(0, 0, stride)
+    return slice(first, last), slice(first * stride + offset, (last - 1) * stride + offset + 1, stride)
