@@ -1,0 +1,1185 @@
+"""Every differentiable operation: its value and, beside it, one gradient function per input. Simplest first.
+
+`@op` turns such a plain function on arrays into one on tensors (tensor.py). Names, keywords, defaults and results are
+torch's. Notation: g = ∂L/∂y; sizes N images, C channels in, O channels out, H W height and width in, OH OW out, KH KW
+of the kernel. Options that speak of the two image axes take a number or a pair (h, w).
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import init
+from .backends import get_backend
+from .backends.numpy_backend import pool_output_size
+from .tensor import Array, Tensor, op
+
+Pair = int | tuple[int, int]
+
+# === arithmetic: broadcast as in NumPy ===============================================================================
+
+
+def _fold(g: Array, x: Any) -> Array:
+    """Undo broadcasting: sum g over the axes along which x was repeated, in x's dtype (a number needs nothing)."""
+    if not hasattr(x, "shape"):
+        return g
+    if g.shape != x.shape:
+        extra = g.ndim - x.ndim
+        repeated = [extra + k for k, n in enumerate(x.shape) if n == 1 and g.shape[extra + k] != 1]
+        g = g.sum(axis=(*range(extra), *repeated)).reshape(x.shape)
+    return g.astype(x.dtype, copy=False)
+
+
+@op
+def add(backend: Any, x: Array, y: Array) -> Any:
+    """x + y."""
+    return x + y, lambda g: _fold(g, x), lambda g: _fold(g, y)
+
+
+@op
+def sub(backend: Any, x: Array, y: Array) -> Any:
+    """x − y."""
+    return x - y, lambda g: _fold(g, x), lambda g: _fold(-g, y)
+
+
+@op
+def mul(backend: Any, x: Array, y: Array) -> Any:
+    """x · y."""
+    return x * y, lambda g: _fold(g * y, x), lambda g: _fold(g * x, y)
+
+
+@op
+def div(backend: Any, x: Array, y: Array) -> Any:
+    """x / y."""
+    return backend.xp.true_divide(x, y), lambda g: _fold(g / y, x), lambda g: _fold(-g * x / (y * y), y)
+
+
+@op
+def neg(backend: Any, x: Array) -> Any:
+    """−x."""
+    return -x, lambda g: -g
+
+
+@op
+def pow(backend: Any, x: Array, y: Array) -> Any:
+    """x to the power y.   ∂/∂x = y·x^(y−1), 0 where y = 0;   ∂/∂y = x^y·log x, 0 where x = 0 and y ≥ 0."""
+    xp = backend.xp
+    z = x**y
+
+    def grad_x(g: Array) -> Array:
+        if not hasattr(y, "shape"):
+            return g * 0 if y == 0 else g * (y * x ** (y - 1))
+        one_less = xp.where(y == 0, 1, y - 1)  # keeps 0^(0−1) = inf out of 0·inf
+        return _fold(g * y * x**one_less, x)
+
+    def grad_y(g: Array) -> Array:
+        zero = (x == 0) & (y >= 0)
+        return _fold(xp.where(zero, 0, g * z * xp.log(xp.where(zero, 1, x))), y)
+
+    return z, grad_x, grad_y
+
+
+def _wins(x: Array, y: Array) -> Array:
+    """1 where x > y, ½ where equal, else 0."""
+    return (x > y) + 0.5 * (x == y)
+
+
+@op
+def maximum(backend: Any, x: Array, y: Array) -> Any:
+    """The larger of each pair; a tie shares its gradient, half each."""
+    return backend.xp.maximum(x, y), lambda g: _fold(g * _wins(x, y), x), lambda g: _fold(g * _wins(y, x), y)
+
+
+@op
+def minimum(backend: Any, x: Array, y: Array) -> Any:
+    """The smaller of each pair; a tie shares its gradient, half each."""
+    return backend.xp.minimum(x, y), lambda g: _fold(g * _wins(y, x), x), lambda g: _fold(g * _wins(x, y), y)
+
+
+# --- comparison: boolean tensors, no gradient
+
+
+@op
+def lt(backend: Any, x: Array, y: Array) -> Any:
+    """x < y."""
+    return x < y, None, None
+
+
+@op
+def le(backend: Any, x: Array, y: Array) -> Any:
+    """x ≤ y."""
+    return x <= y, None, None
+
+
+@op
+def gt(backend: Any, x: Array, y: Array) -> Any:
+    """x > y."""
+    return x > y, None, None
+
+
+@op
+def ge(backend: Any, x: Array, y: Array) -> Any:
+    """x ≥ y."""
+    return x >= y, None, None
+
+
+@op
+def eq(backend: Any, x: Array, y: Array) -> Any:
+    """x = y, element by element."""
+    return backend.xp.equal(x, y), None, None
+
+
+@op
+def ne(backend: Any, x: Array, y: Array) -> Any:
+    """x ≠ y, element by element."""
+    return backend.xp.not_equal(x, y), None, None
+
+
+# === functions of one element ========================================================================================
+
+
+@op
+def exp(backend: Any, x: Array) -> Any:
+    """y = eˣ,  ∂L/∂x = g·y."""
+    y = backend.xp.exp(x)
+    return y, lambda g: g * y
+
+
+@op
+def log(backend: Any, x: Array) -> Any:
+    """Natural logarithm,  ∂L/∂x = g/x."""
+    return backend.xp.log(x), lambda g: g / x
+
+
+@op
+def sqrt(backend: Any, x: Array) -> Any:
+    """y = √x,  ∂L/∂x = g/(2y)."""
+    y = backend.xp.sqrt(x)
+    return y, lambda g: g / (2 * y)
+
+
+@op
+def abs(backend: Any, x: Array) -> Any:
+    """|x|,  ∂L/∂x = g·sign x, 0 at 0."""
+    return backend.xp.abs(x), lambda g: g * backend.xp.sign(x)
+
+
+@op
+def tanh(backend: Any, x: Array) -> Any:
+    """y = tanh x,  ∂L/∂x = g·(1 − y²)."""
+    y = backend.xp.tanh(x)
+    return y, lambda g: g * (1 - y * y)
+
+
+@op
+def sigmoid(backend: Any, x: Array) -> Any:
+    """y = 1/(1 + e⁻ˣ) = (1 + tanh(x/2))/2, which cannot overflow;  ∂L/∂x = g·y·(1 − y)."""
+    xp = backend.xp
+    e = xp.exp(-xp.abs(x))  # at most 1
+    y = xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+    return y, lambda g: g * y * (1 - y)
+
+
+@op
+def relu(backend: Any, x: Array) -> Any:
+    """max(x, 0); the gradient at 0 is 0. NaN stays NaN."""
+    y = backend.xp.maximum(x, 0)
+    return y, lambda g: g * (y > 0)
+
+
+@op
+def leaky_relu(backend: Any, x: Array, negative_slope: float = 0.01) -> Any:
+    """x where x > 0, else negative_slope·x."""
+    xp = backend.xp
+    return xp.where(x > 0, x, x * negative_slope), lambda g: xp.where(x > 0, g, g * negative_slope)
+
+
+@op
+def gelu(backend: Any, x: Array, approximate: str = "none") -> Any:
+    """x·Φ(x) with the normal distribution Φ(x) = (1 + erf(x/√2))/2. Hendrycks & Gimpel 2016, eq. 2.
+
+    approximate="tanh" takes Φ(x) ≈ (1 + tanh(√(2/π)(x + 0.044715 x³)))/2, faster: NumPy has no erf, so that one is
+    evaluated element by element. ValueError for another `approximate`.
+    """
+    xp = backend.xp
+    if approximate == "none":
+        erf = np.vectorize(math.erf, otypes=[x.dtype])
+        cdf = 0.5 * (1 + xp.asarray(erf(x * math.sqrt(0.5)))) if x.size else x
+        return x * cdf, lambda g: g * (cdf + x * xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
+    if approximate == "tanh":
+        a, b = math.sqrt(2 / math.pi), 0.044715
+        t = xp.tanh(a * (x + b * x * x * x))
+        return 0.5 * x * (1 + t), lambda g: 0.5 * g * (1 + t + x * (1 - t * t) * (a * (1 + 3 * b * x * x)))
+    raise ValueError(f"gelu: approximate is 'none' or 'tanh', not {approximate!r}")
+
+
+@op
+def softplus(backend: Any, x: Array, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    """log(1 + e^(βx))/β, and x itself where βx > threshold;  ∂L/∂x = g·sigmoid(βx), there g."""
+    xp = backend.xp
+    linear = x * beta > threshold
+    z = xp.exp(-xp.abs(x * beta))
+    y = xp.where(linear, x, (xp.maximum(x * beta, 0) + xp.log1p(z)) / beta)
+    return y, lambda g: xp.where(linear, g, g * xp.where(x >= 0, 1 / (1 + z), z / (1 + z)))
+
+
+@op
+def clip(backend: Any, x: Array, min: Any = None, max: Any = None) -> Any:
+    """x limited to [min, max]; the gradient passes where x lies inside, ends included."""
+    if min is None and max is None:
+        raise ValueError("clip: give min, max or both")
+    inside = (True if min is None else x >= min) & (True if max is None else x <= max)
+    return backend.xp.clip(x, min, max), lambda g: g * inside
+
+
+clamp = clip
+
+
+@op
+def astype(backend: Any, x: Array, dtype: Any) -> Any:
+    """x in another dtype; the gradient comes back in x's."""
+    y = x.astype(dtype)
+    return y, (lambda g: g.astype(x.dtype)) if y.dtype.kind == "f" else None
+
+
+@op
+def where(backend: Any, condition: Array, x: Array, y: Array) -> Any:
+    """x where the condition holds, else y."""
+    xp = backend.xp
+    # fmt: off
+    return (xp.where(condition, x, y), None,
+            lambda g: _fold(xp.where(condition, g, 0), x), lambda g: _fold(xp.where(condition, 0, g), y))
+    # fmt: on
+
+
+# === sums and extremes ===============================================================================================
+
+
+def _axes(x: Array, dim: Any) -> tuple[int, ...]:
+    """`dim` (None for all, a number, or several) as axes counted from the front; IndexError if there is none such."""
+    dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    for d in dims:
+        if not -x.ndim <= d < x.ndim:
+            raise IndexError(f"dimension {d} of a tensor with {x.ndim} dimensions")
+    return tuple(d % x.ndim for d in dims)
+
+
+def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a reduction that keeps the reduced axes with size 1."""
+    return tuple(1 if k in axes else n for k, n in enumerate(shape))
+
+
+@op
+def sum(backend: Any, x: Array, dim: Any = None, keepdim: bool = False) -> Any:
+    """Σ x along `dim` (all by default);  every element gets the gradient of the sum it went into."""
+    axes = _axes(x, dim)
+    spread = backend.xp.broadcast_to
+    return x.sum(axis=axes, keepdims=keepdim), lambda g: spread(g.reshape(_kept(x.shape, axes)), x.shape)
+
+
+@op
+def mean(backend: Any, x: Array, dim: Any = None, keepdim: bool = False) -> Any:
+    """Σ x / count along `dim` (all by default). TypeError for integers, whose mean is no integer."""
+    if x.dtype.kind != "f":
+        raise TypeError(f"mean needs floating-point data, not {x.dtype}: use x.astype('float32')")
+    axes = _axes(x, dim)
+    count = math.prod(x.shape[k] for k in axes)
+    spread = backend.xp.broadcast_to
+    return x.mean(axis=axes, keepdims=keepdim), lambda g: spread(g.reshape(_kept(x.shape, axes)) / count, x.shape)
+
+
+@op
+def var(backend: Any, x: Array, dim: Any = None, *, correction: int = 1, keepdim: bool = False) -> Any:
+    """Σ (x − mean)² / (count − correction);  ∂L/∂x = g·2(x − mean)/(count − correction)."""
+    axes = _axes(x, dim)
+    degrees = math.prod(x.shape[k] for k in axes) - correction
+    centred = x - x.mean(axis=axes, keepdims=True)
+    if degrees <= 0:
+        degrees = math.nan  # torch's answer for the variance of one number
+    y = (centred * centred).sum(axis=axes, keepdims=keepdim) / degrees
+    return y, lambda g: g.reshape(_kept(x.shape, axes)) * centred * (2 / degrees)
+
+
+def _extreme(x: Array, y: Array, axes: tuple[int, ...]) -> Any:
+    """The gradient function of an extreme y of x along axes: ties share it equally."""
+
+    def grad(g: Array) -> Array:
+        shape = _kept(x.shape, axes)
+        ties = x == y.reshape(shape)
+        return g.reshape(shape) * ties / ties.sum(axis=axes, keepdims=True).astype(x.dtype)
+
+    return grad
+
+
+@op
+def amax(backend: Any, x: Array, dim: Any = None, keepdim: bool = False) -> Any:
+    """Largest value along `dim`; ties share the gradient equally."""
+    axes = _axes(x, dim)
+    y = backend.xp.asarray(x.max(axis=axes, keepdims=keepdim))
+    return y, _extreme(x, y, axes)
+
+
+@op
+def amin(backend: Any, x: Array, dim: Any = None, keepdim: bool = False) -> Any:
+    """Smallest value along `dim`; ties share the gradient equally."""
+    axes = _axes(x, dim)
+    y = backend.xp.asarray(x.min(axis=axes, keepdims=keepdim))
+    return y, _extreme(x, y, axes)
+
+
+@op
+def argmax(backend: Any, x: Array, dim: int | None = None, keepdim: bool = False) -> Any:
+    """Where the largest value stands, the first of several."""
+    return x.argmax(axis=dim, keepdims=keepdim), None
+
+
+@op
+def argmin(backend: Any, x: Array, dim: int | None = None, keepdim: bool = False) -> Any:
+    """Where the smallest value stands, the first of several."""
+    return x.argmin(axis=dim, keepdims=keepdim), None
+
+
+@op
+def take_along_dim(backend: Any, x: Array, index: Array, dim: int) -> Any:
+    """y[.., k, ..] = x[.., index[.., k, ..], ..] along `dim`."""
+    xp = backend.xp
+
+    def grad(g: Array) -> Array:
+        out = xp.zeros_like(x)
+        grid = list(xp.indices(index.shape, sparse=True))
+        grid[dim] = index
+        xp.add.at(out, tuple(grid), g)
+        return out
+
+    return xp.take_along_axis(x, index, axis=dim), grad, None
+
+
+class Extreme(NamedTuple):
+    """What max and min along one dimension return."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def max(x: Tensor, dim: int | None = None, keepdim: bool = False, **numpy_names: Any) -> Any:
+    """The largest element (ties share the gradient), or (values, indices) along `dim` (the first of several)."""
+    return _select(amax, argmax, x, numpy_names.get("axis", dim), numpy_names.get("keepdims", keepdim))
+
+
+def min(x: Tensor, dim: int | None = None, keepdim: bool = False, **numpy_names: Any) -> Any:
+    """The smallest element (ties share the gradient), or (values, indices) along `dim` (the first of several)."""
+    return _select(amin, argmin, x, numpy_names.get("axis", dim), numpy_names.get("keepdims", keepdim))
+
+
+def _select(value: Any, index: Any, x: Tensor, dim: int | None, keepdim: bool) -> Any:
+    if dim is None:
+        return value(x)
+    dim = _axes(x, dim)[0]
+    indices = index(x, dim, True)
+    values = take_along_dim(x, indices, dim)
+    return Extreme(values, indices) if keepdim else Extreme(squeeze(values, dim), squeeze(indices, dim))
+
+
+# === shape: the same numbers, elsewhere ==============================================================================
+
+
+@op
+def reshape(backend: Any, x: Array, shape: tuple[int, ...]) -> Any:
+    """The elements in the same order under another shape; one size may be −1."""
+    return x.reshape(shape), lambda g: g.reshape(x.shape)
+
+
+def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Dimensions start_dim to end_dim as one."""
+    start, end = (_axes(x, (start_dim, end_dim))) if x.ndim else (0, -1)
+    return reshape(x, (*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
+
+
+def squeeze(x: Tensor, dim: Any = None) -> Tensor:
+    """Without the dimensions of size 1 (all, or those named)."""
+    axes = _axes(x, dim)
+    return reshape(x, tuple(n for k, n in enumerate(x.shape) if not (k in axes and n == 1)))
+
+
+def unsqueeze(x: Tensor, dim: int) -> Tensor:
+    """With a new dimension of size 1 at `dim`."""
+    at = dim + x.ndim + 1 if dim < 0 else dim
+    return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
+
+
+@op
+def permute(backend: Any, x: Array, dims: Sequence[int]) -> Any:
+    """The dimensions in another order: y.shape[k] = x.shape[dims[k]]."""
+    return x.transpose(dims), lambda g: g.transpose(np.argsort([d % x.ndim for d in dims]))
+
+
+def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
+    """Dimensions dim0 and dim1 exchanged."""
+    dims = list(range(x.ndim))
+    a, b = _axes(x, (dim0, dim1))
+    dims[a], dims[b] = b, a
+    return permute(x, dims)
+
+
+@op
+def _getitem(backend: Any, x: Array, index: tuple[Any, ...]) -> Any:
+    xp = backend.xp
+
+    def grad(g: Array) -> Array:
+        out = xp.zeros_like(x)
+        if any((hasattr(i, "dtype") and i.dtype.kind != "b") or isinstance(i, list) for i in index):
+            xp.add.at(out, index, g)  # an element may be taken more than once
+        else:
+            out[index] = g
+        return out
+
+    return x[index], grad
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """x[index] with numbers, slices, None, `...`, integer and boolean arrays, as in NumPy."""
+    parts = tuple(i.data if isinstance(i, Tensor) else i for i in (index if isinstance(index, tuple) else (index,)))
+    return _getitem(x, parts)
+
+
+@op
+def _concatenate(backend: Any, *xs: Array, dim: int) -> Any:
+    axis = _axes(xs[0], dim)[0]
+    ends = np.cumsum([x.shape[axis] for x in xs])
+    before = (slice(None),) * axis
+
+    def part(k: int) -> Any:
+        return lambda g: g[(*before, slice(ends[k] - xs[k].shape[axis], ends[k]))].astype(xs[k].dtype, copy=False)
+
+    return backend.xp.concatenate(xs, axis=axis), *(part(k) for k in range(len(xs)))
+
+
+def concatenate(tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
+    """The tensors one after another along `dim`; their other sizes must agree."""
+    if not len(tensors):
+        raise ValueError("concatenate needs at least one tensor")
+    return _concatenate(*tensors, dim=dim if axis is None else axis)
+
+
+cat = concatenate
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
+    """The tensors, all of one shape, side by side along a new dimension."""
+    dim = dim if axis is None else axis
+    if len({t.shape for t in tensors}) > 1:
+        raise ValueError(f"stack needs equal shapes, not {', '.join(str(t.shape) for t in tensors)}")
+    return concatenate([unsqueeze(t, dim) for t in tensors], dim)
+
+
+@op
+def _pad_constant(backend: Any, x: Array, widths: Sequence[tuple[int, int]], value: float) -> Any:
+    inside = tuple(slice(a, a + n) for (a, _), n in zip(widths, x.shape, strict=True))
+    return backend.xp.pad(x, widths, constant_values=value), lambda g: g[inside]
+
+
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """Wider at both ends of the last dimensions: pad = (left, right, top, bottom, ...), last dimension first.
+
+    mode: "constant" (with `value`; negative widths cut off), "reflect", "replicate" or "circular". ValueError for
+    another mode or an odd number of widths.
+    """
+    modes = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    if mode not in modes or len(pad) % 2 or len(pad) > 2 * x.ndim:
+        raise ValueError(
+            f"pad: widths in pairs for at most {x.ndim} dimensions and a mode of {list(modes)}, not {pad}, {mode!r}"
+        )
+    pairs = [(0, 0)] * (x.ndim - len(pad) // 2) + [(pad[k], pad[k + 1]) for k in range(len(pad) - 2, -1, -2)]
+    if mode == "constant":
+        if builtins.min(pad, default=0) < 0:
+            x = x[
+                tuple(
+                    slice(builtins.max(-a, 0), n - builtins.max(-b, 0))
+                    for (a, b), n in zip(pairs, x.shape, strict=True)
+                )
+            ]
+        return _pad_constant(x, [(builtins.max(a, 0), builtins.max(b, 0)) for a, b in pairs], value)
+    for k, (a, b) in enumerate(pairs):
+        if a or b:  # the same padding of the positions says where each element comes from
+            x = x[(slice(None),) * k + (np.pad(np.arange(x.shape[k]), (a, b), mode=modes[mode]),)]  # type: ignore[call-overload]
+    return x
+
+
+# === products ========================================================================================================
+
+
+@op
+def matmul(backend: Any, x: Array, y: Array) -> Any:
+    """Matrix product of the last two dimensions, the others broadcast; a vector is a row left, a column right.
+
+    x (..., M, K), y (..., K, N) -> (..., M, N).   ∂L/∂x = g·yᵀ,  ∂L/∂y = xᵀ·g.
+    """
+    if not x.ndim or not y.ndim or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
+        raise ValueError(f"matmul: shapes {x.shape} and {y.shape} do not fit: the inner sizes must be equal")
+    row, column = (x[None] if x.ndim == 1 else x), (y[:, None] if y.ndim == 1 else y)
+
+    def matrix(g: Array) -> Array:
+        g = g[..., None] if y.ndim == 1 else g
+        return g[..., None, :] if x.ndim == 1 else g
+
+    def grad_x(g: Array) -> Array:
+        return _fold(matrix(g) @ column.swapaxes(-1, -2), row).reshape(x.shape)
+
+    def grad_y(g: Array) -> Array:
+        return _fold(row.swapaxes(-1, -2) @ matrix(g), column).reshape(y.shape)
+
+    return x @ y, grad_x, grad_y
+
+
+def _rows(x: Array) -> Array:
+    """All but the last dimension as one."""
+    return x.reshape(-1, x.shape[-1])
+
+
+@op
+def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None) -> Any:
+    """y = x·weightᵀ + bias.   x (..., I), weight (O, I), bias (O,) -> y (..., O)."""
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
+        raise ValueError(f"linear: input of shape {x.shape} does not fit a weight of shape {weight.shape} (out, in)")
+    if x.dtype != weight.dtype:
+        raise TypeError(f"linear: input is {x.dtype} but weight is {weight.dtype}: convert one with astype")
+    y = x @ weight.T
+    if bias is not None:
+        y += bias
+    return y, lambda g: g @ weight, lambda g: _rows(g).T @ _rows(x), lambda g: _rows(g).sum(axis=0)
+
+
+# === probabilities ===================================================================================================
+
+
+@op
+def softmax(backend: Any, x: Array, dim: int = -1) -> Any:
+    """y = eˣ/Σ eˣ along `dim`;  ∂L/∂x = y·(g − Σ g·y)."""
+    e = backend.xp.exp(x - x.max(axis=dim, keepdims=True))  # the largest exponent is 0: no overflow
+    y = e / e.sum(axis=dim, keepdims=True)
+    return y, lambda g: y * (g - (g * y).sum(axis=dim, keepdims=True))
+
+
+@op
+def log_softmax(backend: Any, x: Array, dim: int = -1) -> Any:
+    """y = x − log Σ eˣ along `dim`;  ∂L/∂x = g − eʸ·Σ g."""
+    shifted = x - x.max(axis=dim, keepdims=True)
+    y = shifted - backend.xp.log(backend.xp.exp(shifted).sum(axis=dim, keepdims=True))
+    return y, lambda g: g - backend.xp.exp(y) * g.sum(axis=dim, keepdims=True)
+
+
+# === convolution =====================================================================================================
+
+
+def _pair(value: Any, name: str, least: int) -> tuple[int, int]:
+    """An option of the two image axes as (h, w); ValueError below `least`."""
+    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in pair):
+        raise ValueError(f"{name} is a whole number, or a pair of them, of at least {least}, not {value!r}")
+    return int(pair[0]), int(pair[1])
+
+
+def _conv_options(stride: Any, padding: Any, dilation: Any, groups: int) -> dict[str, Any]:
+    # fmt: off
+    return {"stride": _pair(stride, "stride", 1), "padding": _pair(padding, "padding", 0),
+            "dilation": _pair(dilation, "dilation", 1), "groups": int(groups)}
+    # fmt: on
+
+
+@op
+def _conv2d(backend: Any, x: Array, w: Array, b: Array | None, options: dict[str, Any]) -> Any:
+    return (
+        backend.conv2d(x, w, b, **options),
+        lambda g: backend.conv2d_grad_x(g, w, x.shape, **options),
+        lambda g: backend.conv2d_grad_w(g, x, w.shape, **options),
+        lambda g: g.sum(axis=(0, 2, 3)),
+    )
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Each output pixel is a weighted sum of the window of input pixels around it, the same weights everywhere.
+
+    x (N, C, H, W), weight (O, C/groups, KH, KW), bias (O,) -> y (N, O, OH, OW),
+    y[n,o,i,j] = bias[o] + Σ_{c,u,v} weight[o,c,u,v] · x[n, c, i·stride + u·dilation − padding, the same for j, v],
+    zero outside the image; c runs over the channels of o's group. padding "same" keeps the size, "valid" is 0.
+    ValueError for shapes or options that do not fit, TypeError for mixed dtypes.
+    """
+    if isinstance(padding, str):
+        x, padding = _padding_by_name(x, weight, padding, stride, dilation)
+    return _conv2d(x, weight, bias, _conv_options(stride, padding, dilation, groups))
+
+
+def _padding_by_name(x: Tensor, w: Tensor, name: str, stride: Pair, dilation: Pair) -> tuple[Tensor, Pair]:
+    if name == "valid":
+        return x, 0
+    if name != "same" or _pair(stride, "stride", 1) != (1, 1):
+        raise ValueError(f"padding by name is 'valid', or 'same' with stride 1, not {name!r} with stride {stride}")
+    total = [d * (k - 1) for d, k in zip(_pair(dilation, "dilation", 1), w.shape[2:], strict=True)]
+    x = pad(x, (0, total[1] % 2, 0, total[0] % 2))  # an even kernel: one more on the far side
+    return x, (total[0] // 2, total[1] // 2)
+
+
+@op
+def _conv_transpose2d(
+    backend: Any, x: Array, w: Array, b: Array | None, out_shape: tuple[int, ...], options: dict[str, Any]
+) -> Any:
+    y = backend.conv2d_grad_x(x, w, out_shape, **options)
+    if b is not None:
+        y += b[:, None, None]
+    return (
+        y,
+        lambda g: backend.conv2d(g, w, None, **options),
+        lambda g: backend.conv2d_grad_w(x, g, w.shape, **options),
+        lambda g: g.sum(axis=(0, 2, 3)),
+    )
+
+
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+) -> Tensor:
+    """The adjoint of conv2d: each input pixel paints its window of output pixels.
+
+    x (N, C, H, W), weight (C, O/groups, KH, KW), bias (O,) -> y (N, O, OH, OW),
+    OH = (H − 1)·stride − 2·padding + dilation·(KH − 1) + output_padding + 1. So it needs no kernel of its own: forward
+    is conv2d's gradient for its input, and conversely. Dumoulin & Visin 2016, section 4.
+    """
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[0]:
+        raise ValueError(
+            f"conv_transpose2d: input {x.shape} (N, C, H, W) does not fit weight {weight.shape} (C, O/groups, KH, KW)"
+        )
+    if bias is not None and bias.shape != (weight.shape[1] * groups,):
+        raise ValueError(f"conv_transpose2d: bias has shape {bias.shape}, expected ({weight.shape[1] * groups},)")
+    options = _conv_options(stride, padding, dilation, groups)
+    extra = _pair(output_padding, "output_padding", 0)
+    size = []
+    for k in (0, 1):
+        s, p, d = (options[name][k] for name in ("stride", "padding", "dilation"))
+        if extra[k] >= builtins.max(s, d):
+            raise ValueError(
+                f"conv_transpose2d: output_padding {extra[k]} must be smaller than stride {s} or dilation {d}"
+            )
+        size.append((x.shape[2 + k] - 1) * s - 2 * p + d * (weight.shape[2 + k] - 1) + extra[k] + 1)
+    if builtins.min(size) < 1:
+        raise ValueError(
+            f"conv_transpose2d: input {x.shape} with weight {weight.shape} and padding {padding} leaves no pixel"
+        )
+    out_shape = (x.shape[0], weight.shape[1] * groups, *size)
+    return _conv_transpose2d(x, weight, bias, out_shape, options)
+
+
+# --- one dimension is two with height 1
+
+
+def _flat(value: Any, neutral: int) -> Any:
+    """A 1-D option as the pair for an image of height 1."""
+    if isinstance(value, str):
+        return value
+    return neutral, int(value[0] if isinstance(value, tuple | list) else value)
+
+
+def conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """conv2d along one axis.   x (N, C, L), weight (O, C/groups, K), bias (O,) -> y (N, O, OL)."""
+    _check_1d("conv1d", x, weight)
+    y = conv2d(
+        unsqueeze(x, 2), unsqueeze(weight, 2), bias, _flat(stride, 1), _flat(padding, 0), _flat(dilation, 1), groups
+    )
+    return squeeze(y, 2)
+
+
+def conv_transpose1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """conv_transpose2d along one axis.   x (N, C, L), weight (C, O/groups, K), bias (O,) -> y (N, O, OL)."""
+    _check_1d("conv_transpose1d", x, weight)
+    options = {"stride": _flat(stride, 1), "padding": _flat(padding, 0), "output_padding": _flat(output_padding, 0)}
+    y = conv_transpose2d(
+        unsqueeze(x, 2), unsqueeze(weight, 2), bias, **options, groups=groups, dilation=_flat(dilation, 1)
+    )
+    return squeeze(y, 2)
+
+
+def _check_1d(name: str, x: Tensor, *others: Tensor) -> None:
+    if any(t.ndim != 3 for t in (x, *others)):
+        shapes = " and ".join(str(t.shape) for t in (x, *others))
+        raise ValueError(f"{name}: 3 dimensions are needed, not {shapes}")
+
+
+# === pooling and resizing ============================================================================================
+
+
+def _pool_options(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> dict[str, Any]:
+    kernel = _pair(kernel_size, "kernel_size", 1)
+    return {
+        "kernel_size": kernel,
+        "stride": kernel if stride is None else _pair(stride, "stride", 1),
+        "padding": _pair(padding, "padding", 0),
+        "dilation": _pair(dilation, "dilation", 1),
+    }
+
+
+@op
+def _max_pool2d(backend: Any, x: Array, options: dict[str, Any]) -> Any:
+    y, index = backend.max_pool2d(x, **options)
+    return y, lambda g: backend.max_pool2d_grad(g, index, x.shape)
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The largest pixel of each window; its gradient goes to that pixel, the first of several.
+
+    x (N, C, H, W) -> y (N, C, OH, OW). stride: the kernel's size by default. ceil_mode rounds OH up, so that the last
+    window may hang over the edge, as long as it starts inside the image or its padding at the front.
+    """
+    options = _pool_options(kernel_size, stride, padding, dilation)
+    return _max_pool2d(x, {**options, "ceil_mode": bool(ceil_mode)})
+
+
+def max_pool1d(
+    x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Tensor:
+    """max_pool2d along one axis.   x (N, C, L) -> y (N, C, OL)."""
+    _check_1d("max_pool1d", x)
+    kernel, step = _flat(kernel_size, 1), _flat(kernel_size if stride is None else stride, 1)
+    return squeeze(max_pool2d(unsqueeze(x, 2), kernel, step, _flat(padding, 0), _flat(dilation, 1), ceil_mode), 2)
+
+
+@op
+def _avg_pool2d(backend: Any, x: Array, options: dict[str, Any], count: Array, room: tuple[int, int]) -> Any:
+    """Σ over the window's KH·KW shifted images, divided by `count` (OH, OW); `room`: the padded size they need."""
+    (kh, kw), (sh, sw), (ph, pw) = options["kernel_size"], options["stride"], options["padding"]
+    n, c, h, w = x.shape
+    oh, ow = count.shape
+    count = count.astype(x.dtype)
+    shifts = [
+        (..., slice(u, u + sh * (oh - 1) + 1, sh), slice(v, v + sw * (ow - 1) + 1, sw))
+        for u in range(kh)
+        for v in range(kw)
+    ]
+    padded = backend.xp.zeros((n, c, *room), x.dtype)
+    padded[:, :, ph : ph + h, pw : pw + w] = x
+    y = padded[shifts[0]].copy()
+    for shift in shifts[1:]:
+        y += padded[shift]
+    y /= count
+
+    def grad(g: Array) -> Array:
+        out = backend.xp.zeros((n, c, *room), x.dtype)
+        share = g / count
+        for shift in shifts:
+            out[shift] += share
+        return out[:, :, ph : ph + h, pw : pw + w]
+
+    return y, grad
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window.   x (N, C, H, W) -> y (N, C, OH, OW).
+
+    The sum is divided by the number of pixels of the window inside the padded image, by those inside the image itself
+    (count_include_pad=False), or by `divisor_override`.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"avg_pool2d: input must be (N, C, H, W), not {x.shape}")
+    options = _pool_options(kernel_size, stride, padding)
+    counts, room = [], []
+    for n, k, s, p in zip(x.shape[2:], options["kernel_size"], options["stride"], options["padding"], strict=True):
+        start = np.arange(pool_output_size(n, k, s, p, 1, ceil_mode)) * s
+        low, high = (0, n + 2 * p) if count_include_pad else (p, n + p)
+        counts.append(np.minimum(start + k, high) - np.maximum(start, low))
+        room.append(builtins.max(n + 2 * p, int(start[-1]) + k))
+    count = (
+        np.multiply.outer(*counts) if divisor_override is None else np.full([len(k) for k in counts], divisor_override)
+    )
+    return _avg_pool2d(x, options, get_backend().xp.asarray(count), tuple(room))
+
+
+def avg_pool1d(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """avg_pool2d along one axis.   x (N, C, L) -> y (N, C, OL)."""
+    _check_1d("avg_pool1d", x)
+    kernel, step = _flat(kernel_size, 1), _flat(kernel_size if stride is None else stride, 1)
+    return squeeze(avg_pool2d(unsqueeze(x, 2), kernel, step, _flat(padding, 0), ceil_mode, count_include_pad), 2)
+
+
+@op
+def _resample(backend: Any, x: Array, rows: np.ndarray[Any, Any], columns: np.ndarray[Any, Any]) -> Any:
+    """y = rows · x · columnsᵀ for every image: any resizing linear in each axis.   rows (OH, H), columns (OW, W)."""
+    a, b = backend.xp.asarray(rows, dtype=x.dtype), backend.xp.asarray(columns, dtype=x.dtype)
+    return a @ (x @ b.T), lambda g: a.T @ (g @ b)
+
+
+@op
+def _repeat(backend: Any, x: Array, times: tuple[int, int]) -> Any:
+    """Every pixel as a block of times[0] x times[1] pixels."""
+    n, c, h, w = x.shape
+    (a, b) = times
+    y = backend.xp.broadcast_to(x[:, :, :, None, :, None], (n, c, h, a, w, b)).reshape(n, c, h * a, w * b)
+    return y, lambda g: g.reshape(n, c, h, a, w, b).sum(axis=(3, 5))
+
+
+def _means(n: int, m: int) -> np.ndarray[Any, Any]:
+    """(m, n): row i averages the pixels ⌊i·n/m⌋ to ⌈(i + 1)·n/m⌉ − 1."""
+    out = np.zeros((m, n))
+    for i in range(m):
+        start, end = i * n // m, -((-(i + 1) * n) // m)
+        out[i, start:end] = 1 / (end - start)
+    return out
+
+
+def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
+    """The mean over windows that give `output_size`: (OH, OW) or one number for both, None to keep a size."""
+    if x.ndim != 4:
+        raise ValueError(f"adaptive_avg_pool2d: input must be (N, C, H, W), not {x.shape}")
+    wanted = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    size = [n if m is None else m for m, n in zip(wanted, x.shape[2:], strict=True)]
+    if size == [1, 1]:
+        return mean(x, (2, 3), keepdim=True)
+    return _resample(x, *(_means(n, m) for n, m in zip(x.shape[2:], size, strict=True)))
+
+
+def _interpolation(n: int, m: int, mode: str, align_corners: bool, scale: float | None) -> np.ndarray[Any, Any]:
+    """(m, n): row i holds the weights of the input pixels in output pixel i."""
+    step = 1 / scale if scale else n / m
+    i = np.arange(m)
+    out = np.zeros((m, n))
+    if mode == "nearest":
+        out[i, np.minimum((i * step).astype(int), n - 1)] = 1
+        return out
+    corners = (n - 1) / (m - 1) if m > 1 else 0.0
+    position = i * corners if align_corners else np.maximum((i + 0.5) * step - 0.5, 0)
+    low = np.minimum(position.astype(int), n - 1)
+    weight = position - low
+    np.add.at(out, (i, low), 1 - weight)
+    np.add.at(out, (i, np.minimum(low + 1, n - 1)), weight)
+    return out
+
+
+def interpolate(
+    x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool = False
+) -> Tensor:
+    """The image at another size, by the nearest pixel or bilinear.   x (N, C, H, W) -> y (N, C, OH, OW).
+
+    Give `size` or `scale_factor`. align_corners (bilinear): the centres of the corner pixels stay where they are,
+    otherwise the edges do. ValueError for other modes or sizes below 1.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"interpolate: input must be (N, C, H, W), not {x.shape}")
+    if mode not in ("nearest", "bilinear") or (mode == "nearest" and align_corners):
+        raise ValueError(f"interpolate: mode 'nearest' or 'bilinear' (align_corners with bilinear only), not {mode!r}")
+    if (size is None) == (scale_factor is None):
+        raise ValueError("interpolate: give either size or scale_factor")
+    if size is None:
+        scales = (scale_factor,) * 2 if isinstance(scale_factor, int | float) else tuple(scale_factor)
+        sizes = tuple(int(n * s) for n, s in zip(x.shape[2:], scales, strict=True))
+    else:
+        scales, sizes = (None, None), (size, size) if isinstance(size, int) else tuple(size)
+    if builtins.min(sizes) < 1:
+        raise ValueError(f"interpolate: output size {sizes} has no pixel")
+    if mode == "nearest" and all(m % n == 0 for n, m in zip(x.shape[2:], sizes, strict=True)):
+        return _repeat(x, tuple(m // n for n, m in zip(x.shape[2:], sizes, strict=True)))
+    axes = zip(x.shape[2:], sizes, scales, strict=True)
+    return _resample(x, *(_interpolation(n, m, mode, align_corners, s) for n, m, s in axes))
+
+
+# === normalisation and dropout =======================================================================================
+
+
+@op
+def _normalize(
+    backend: Any, x: Array, weight: Array | None, bias: Array | None, axes: tuple[int, ...], eps: float
+) -> Any:
+    """y = weight·x̂ + bias with x̂ = (x − mean)/√(variance + ε) over `axes`; weight and bias broadcast against x.
+
+    ∂L/∂x = (ĝ − mean ĝ − x̂·mean(ĝ·x̂))/√(variance + ε) with ĝ = g·weight. Ioffe & Szegedy 2015, section 3.
+    """
+    centred = x - x.mean(axis=axes, keepdims=True)
+    inverse = 1 / backend.xp.sqrt((centred * centred).mean(axis=axes, keepdims=True) + eps)
+    unit = centred * inverse
+    y = unit if weight is None else unit * weight
+    if bias is not None:
+        y = y + bias
+
+    def grad_x(g: Array) -> Array:
+        g = g if weight is None else g * weight
+        return inverse * (g - g.mean(axis=axes, keepdims=True) - unit * (g * unit).mean(axis=axes, keepdims=True))
+
+    return y, grad_x, lambda g: _fold(g * unit, weight), lambda g: _fold(g, bias)
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Each channel scaled to mean 0 and variance 1 over the batch, then by `weight` and `bias`.   x (N, C, ...).
+
+    While training, the arrays `running_mean` and `running_var` (C,) move towards the batch's mean and unbiased
+    variance by `momentum`, in place; otherwise they are used instead of the batch's. Ioffe & Szegedy 2015, algorithm 1.
+    ValueError for a wrong number of channels, or a training batch with a single value per channel.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"batch_norm: input must be (N, C, ...), not {x.shape}")
+    for name, a in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
+        if a is not None and tuple(a.shape) != (x.shape[1],):
+            raise ValueError(
+                f"batch_norm: {name} has shape {tuple(a.shape)}, expected ({x.shape[1]},) for input {x.shape}"
+            )
+    channels = (1, -1) + (1,) * (x.ndim - 2)
+    w, b = (None if t is None else reshape(t, channels) for t in (weight, bias))
+    if training or running_mean is None or running_var is None:
+        axes = (0, *range(2, x.ndim))
+        count = x.size // x.shape[1] if x.shape[1] else 0
+        if training and count < 2:
+            raise ValueError(
+                f"batch_norm: more than one value per channel is needed to train, input has shape {x.shape}"
+            )
+        if training and running_mean is not None and running_var is not None:
+            running_mean += momentum * (x.data.mean(axis=axes) - running_mean)
+            running_var += momentum * (x.data.var(axis=axes) * (count / (count - 1)) - running_var)
+        return _normalize(x, w, b, axes, eps)
+    scale = 1 / get_backend().xp.sqrt(running_var + eps).reshape(channels)
+    scale = scale if w is None else w * scale
+    shift = scale * -running_mean.reshape(channels)
+    return add(mul(x, scale), shift if b is None else shift + b)  # one product and one sum for each element
+
+
+def layer_norm(
+    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Each sample scaled to mean 0, variance 1 over its last dimensions `normalized_shape`. Ba et al. 2016, eq. 4."""
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if x.shape[x.ndim - len(shape) :] != shape:
+        raise ValueError(f"layer_norm: input {x.shape} does not end in {shape}")
+    return _normalize(x, weight, bias, tuple(range(x.ndim - len(shape), x.ndim)), eps)
+
+
+@op
+def local_response_norm(
+    backend: Any, x: Array, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Any:
+    """y_c = x_c / d_c^β,  d_c = k + α/size · Σ x² over the `size` channels around c.   x (N, C, ...).
+
+    ∂L/∂x_c = g_c·d_c^−β − (2αβ/size)·x_c·Σ_{c'} g_c'·x_c'·d_c'^(−β−1), over the c' whose windows hold c.
+    Krizhevsky et al. 2012, section 3.3 (there without the division by size).
+    """
+    if size < 1 or x.ndim < 3:
+        raise ValueError(f"local_response_norm: size >= 1 and input (N, C, ...) are needed, not {size} and {x.shape}")
+    xp = backend.xp
+
+    def window(a: Array, before: int, after: int) -> Array:
+        """Σ of a over the channels c − before .. c + after, from the differences of running sums."""
+        total = xp.zeros((a.shape[0], a.shape[1] + 1, *a.shape[2:]), a.dtype)
+        xp.cumsum(a, axis=1, out=total[:, 1:])
+        c = np.arange(a.shape[1])
+        return total[:, np.minimum(c + after + 1, len(c))] - total[:, np.maximum(c - before, 0)]
+
+    before, after = size // 2, (size - 1) // 2
+    d = k + (alpha / size) * window(x * x, before, after)
+    shrink = d**-beta
+    return x * shrink, lambda g: g * shrink - (2 * alpha * beta / size) * x * window(g * x * shrink / d, after, before)
+
+
+@op
+def _dropout(backend: Any, x: Array, scale: Array) -> Any:
+    return x * scale, lambda g: g * scale
+
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
+    """Each element is zero with probability p, the others grow by 1/(1 − p); nothing happens outside training.
+
+    Srivastava et al. 2014, section 10. ValueError unless 0 <= p <= 1.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p is a probability between 0 and 1, not {p}")
+    if not training or p == 0:
+        return x
+    kept = (rng or init.default_rng()).random(x.shape, dtype=np.float32) >= p
+    scale = kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0)
+    return _dropout(x, get_backend().xp.asarray(scale))
+
+
+# === losses ==========================================================================================================
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction is 'none', 'mean' or 'sum', not {reduction!r}")
+    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
+def _difference(name: str, x: Tensor, target: Any) -> Tensor:
+    target = target if isinstance(target, Tensor) else Tensor(target)
+    if x.shape != target.shape:
+        raise ValueError(
+            f"{name}: prediction {x.shape} and target {target.shape} must have one shape (broadcasting hides mistakes)"
+        )
+    return sub(x, target)
+
+
+def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
+    """(x − target)²."""
+    difference = _difference("mse_loss", x, target)
+    return _reduce(difference * difference, reduction)
+
+
+def l1_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
+    """|x − target|."""
+    return _reduce(abs(_difference("l1_loss", x, target)), reduction)
+
+
+@op
+def _huber(backend: Any, d: Array, delta: float) -> Any:
+    size = backend.xp.abs(d)
+    y = backend.xp.where(size <= delta, 0.5 * d * d, delta * (size - 0.5 * delta))
+    return y, lambda g: g * backend.xp.clip(d, -delta, delta)
+
+
+def huber_loss(x: Tensor, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """½d² for |d| ≤ δ, else δ(|d| − ½δ), with d = x − target: quadratic near zero, linear for outliers. Huber 1964."""
+    if delta <= 0:
+        raise ValueError(f"huber_loss: delta must be positive, not {delta}")
+    return _reduce(_huber(_difference("huber_loss", x, target), delta), reduction)
+
+
+def nll_loss(x: Tensor, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """−weight[t]·x[t] for log-probabilities x (N, C, ...) and classes t (N, ...).
+
+    "mean" divides by the sum of the weights of the classes present. Targets equal to `ignore_index` do not count.
+    """
+    return _class_loss("nll_loss", x, target, weight, ignore_index, reduction, 0.0)
+
+
+def cross_entropy(
+    x: Tensor,
+    target: Any,
+    weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """−Σ_c q_c·log softmax(x)_c for logits x (N, C, ...) and classes t (N, ...), q = 1 at class t, smoothed.
+
+    q_c = weight_c·((1 − ε)·[c = t] + ε/C) with ε = label_smoothing. Szegedy et al. 2016, section 7.
+    TypeError for targets that are not whole numbers, IndexError for classes out of range.
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing lies between 0 and 1, not {label_smoothing}")
+    logp = log_softmax(x, 1 if x.ndim > 1 else 0)
+    return _class_loss("cross_entropy", logp, target, weight, ignore_index, reduction, label_smoothing)
+
+
+@op
+def _expected(backend: Any, logp: Array, q: Array) -> Any:
+    """−Σ_c q_c·logp_c along axis 1; where q is 0, even −∞ counts nothing."""
+    product = backend.xp.where(q == 0, 0, q * logp)
+    return -product.sum(axis=1), lambda g: -g[:, None] * q
+
+
+def _class_loss(
+    name: str, logp: Tensor, target: Any, weight: Any, ignore_index: int, reduction: str, smoothing: float
+) -> Tensor:
+    xp = get_backend().xp
+    t = xp.asarray(target.data if isinstance(target, Tensor) else target)
+    if logp.ndim == 1 and t.ndim == 0:  # one sample without a batch
+        loss = _class_loss(name, unsqueeze(logp, 0), t[None], weight, ignore_index, reduction, smoothing)
+        return squeeze(loss)
+    if t.dtype.kind not in "iu":
+        raise TypeError(f"{name}: targets are class numbers (integers), not {t.dtype}")
+    if logp.ndim < 2 or t.shape != (logp.shape[0], *logp.shape[2:]):
+        raise ValueError(f"{name}: input {logp.shape} is (N, C, ...), so targets must be (N, ...), not {t.shape}")
+    classes = logp.shape[1]
+    counts = t != ignore_index
+    wrong = counts & ((t < 0) | (t >= classes))
+    if wrong.any():
+        raise IndexError(
+            f"{name}: class {int(t[wrong][0])} among the targets, but the input has classes 0 to {classes - 1}"
+        )
+    w = (
+        xp.ones(classes, logp.dtype)
+        if weight is None
+        else xp.asarray(getattr(weight, "data", weight), dtype=logp.dtype)
+    )
+    if w.shape != (classes,):
+        raise ValueError(f"{name}: weight has shape {w.shape}, expected ({classes},)")
+
+    t = xp.where(counts, t, 0)
+    w_t = xp.where(counts, w[t], 0)  # (N, ...)
+    along = (1, -1) + (1,) * (logp.ndim - 2)  # the classes stand along axis 1
+    q = (xp.arange(classes).reshape(along) == t[:, None]) * (w_t[:, None] * (1 - smoothing))
+    if smoothing:
+        q = q + counts[:, None] * (w.reshape(along) * (smoothing / classes))
+    loss = _expected(logp, q.astype(logp.dtype))
+    return loss.sum() / float(w_t.sum()) if reduction == "mean" else _reduce(loss, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    x: Tensor, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
+) -> Tensor:
+    """−weight·(pos_weight·t·log σ(x) + (1 − t)·log(1 − σ(x))), from logits x and targets t in [0, 1] of one shape."""
+    t = target if isinstance(target, Tensor) else Tensor(target)
+    if x.shape != t.shape:
+        raise ValueError(f"binary_cross_entropy_with_logits: input {x.shape} and target {t.shape} must have one shape")
+    log_odds = softplus(-x, threshold=math.inf)  # −log σ(x);  −log(1 − σ(x)) = x + that
+    factor = 1.0 if pos_weight is None else (pos_weight - 1) * t + 1
+    loss = (1 - t) * x + factor * log_odds
+    return _reduce(loss if weight is None else loss * weight, reduction)

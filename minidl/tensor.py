@@ -1,0 +1,411 @@
+"""A tensor is an array that remembers how it was made; `backward` walks that memory and gives every leaf its gradient.
+
+Reading order: 1. this file · 2. functional.py · 3. nn.py · 4. backends/numpy_backend.py · 5. optim.py · 6. models.py
+
+Why gradients need an order. Take three nodes, a diamond:
+
+        a            b = 2a, c = 3a, d = b·c = 6a²      ∂d/∂a = 12a
+       / \\
+      b   c          a must wait until both b and c have sent their share: 2·(∂d/∂b) + 3·(∂d/∂c) = 2·3a + 3·2a.
+       \\ /
+        d            A tensor is always born after its parents. So "youngest first" is such an order: no recursion.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .backends import get_backend
+
+Array: TypeAlias = Any  # an ndarray of the active backend: NumPy's, or another library's with the same methods
+Vjp: TypeAlias = Callable[[Array], Array]  # vector-Jacobian product: ∂L/∂(output) -> ∂L/∂(one input)
+
+_births = itertools.count()
+_recording: ContextVar[bool] = ContextVar("recording", default=True)
+_anomaly: ContextVar[bool] = ContextVar("anomaly", default=False)
+
+
+def _method(name: str, swap: bool = False) -> Callable[..., Any]:
+    """Make a method of the function `name` of functional.py; `swap` for operators with the tensor on the right."""
+
+    def method(self: Tensor, *args: Any, **options: Any) -> Any:
+        function = getattr(F, name)
+        return function(args[0], self) if swap else function(self, *args, **options)
+
+    method.__name__, method.__doc__ = name, f"See `minidl.functional.{name}`."
+    return method
+
+
+class Tensor:
+    """An n-dimensional array with a gradient.
+
+    `data` is shared with the array given, not copied. Python floats become float32; arrays keep their dtype.
+    After `backward`, `grad` of a leaf (a tensor made by you, not by an op) is an array of `data`'s shape and dtype.
+
+    Raises TypeError for data that are not numbers, or `requires_grad` on data that are not floating point.
+    """
+
+    __slots__ = ("__weakref__", "birth", "data", "grad", "op", "parents", "requires_grad", "vjps")
+    __array_ufunc__ = None  # so that np.float64(2) * tensor asks the tensor, and the gradient is not lost
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
+        self.data: Array = _as_array(data, dtype)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors can require a gradient, not {self.data.dtype}")
+        self.requires_grad = requires_grad
+        self.grad: Array | None = None
+        self.birth = next(_births)
+        self.op = ""  # the name of the op that made it; "" for a leaf
+        self.parents: tuple[Tensor, ...] = ()
+        self.vjps: tuple[Vjp, ...] | None = ()  # one for each parent; None once a backward has used them up
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes along each dimension."""
+        return self.data.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> Any:
+        """Element type of the data."""
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return self.data.ndim  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.data.size  # type: ignore[no-any-return]
+
+    @property
+    def is_leaf(self) -> bool:
+        """True for a tensor that no op with a gradient made."""
+        return not self.op
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.size
+
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return self.ndim
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[k] for k in range(len(self)))
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.data, separator=", ", prefix="Tensor(") if self.size else "[]"
+        notes = [] if self.dtype == np.float32 else [f"dtype={self.dtype}"]
+        notes += [f"op={self.op}"] if self.op else ["requires_grad=True"] if self.requires_grad else []
+        return f"Tensor({', '.join([values, *notes])})"
+
+    # --- to the world outside ---------------------------------------------------------------------------------------
+
+    def item(self) -> Any:
+        """The one element as a Python number; ValueError if there are more."""
+        if self.size != 1:
+            raise ValueError(f"item() needs a tensor of one element, this one has shape {self.shape}")
+        return self.data.item()
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The data as a NumPy array, sharing memory; RuntimeError where a gradient would be lost."""
+        if self.requires_grad:
+            raise RuntimeError("this tensor records gradients, a NumPy array cannot: use tensor.detach().numpy()")
+        return self.data if isinstance(self.data, np.ndarray) else self.data.get()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.numpy(), dtype=dtype, copy=bool(copy) or None)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.numpy().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
+
+    def tolist(self) -> Any:
+        """The data as nested Python lists."""
+        return self.data.tolist()
+
+    def detach(self) -> Tensor:
+        """The same data, cut from the graph: a new leaf without gradient."""
+        return Tensor(self.data)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Switch the recording of gradients on or off for this leaf; returns itself."""
+        if not self.is_leaf:
+            raise RuntimeError(f"made by {self.op}: only a leaf can be switched, use detach() first")
+        if requires_grad and self.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors can require a gradient, not {self.dtype}")
+        self.requires_grad = requires_grad
+        return self
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "tensors are not written in place: build a new one with where, concatenate or pad, or write to tensor.data"
+        )
+
+    # --- gradients --------------------------------------------------------------------------------------------------
+
+    def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
+        """Add ∂self/∂leaf, weighted with `gradient`, to the `grad` of every leaf that requires it.
+
+        `gradient` has the tensor's shape; a tensor of one element needs none (1 is taken). The graph is used up as
+        it is walked, which frees memory early; a second backward needs `retain_graph=True` in the first, and then
+        adds to the leaves once more. RuntimeError if nothing requires a gradient, the graph is used up, or an op
+        gives a gradient of a wrong shape or dtype.
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "nothing here requires a gradient: set requires_grad=True on an input, or leave no_grad()"
+            )
+        if gradient is None:
+            if self.size != 1:
+                raise RuntimeError(
+                    f"backward() without a gradient needs one element, this tensor has shape {self.shape}"
+                )
+            gradient = get_backend().xp.ones_like(self.data)
+        gradient = gradient.data if isinstance(gradient, Tensor) else _as_array(gradient, self.dtype)
+        if gradient.shape != self.shape:
+            raise ValueError(f"gradient has shape {gradient.shape}, the tensor {self.shape}")
+
+        pending: dict[int, Array] = {self.birth: gradient}  # ∂L/∂node, by birth; dropped as soon as it is used
+        nodes = self._ancestors()
+        while nodes:
+            node = nodes.pop()
+            g = pending.pop(node.birth)
+            if node.is_leaf:
+                # A copy of its own: the same array may be another tensor's gradient too.
+                node.grad = get_backend().xp.array(g, order="C") if node.grad is None else node.grad + g
+                continue
+            for parent, vjp in zip(node.parents, node.vjps or (), strict=True):
+                share = vjp(g)
+                _check_gradient(node, parent, share)
+                before = pending.get(parent.birth)
+                pending[parent.birth] = share if before is None else before + share
+            if not retain_graph:
+                node.parents, node.vjps = (), None
+
+    def _ancestors(self) -> list[Tensor]:
+        """This tensor and all it was made from that require a gradient, oldest first."""
+        found = {self.birth: self}
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            if node.vjps is None:
+                raise RuntimeError(
+                    f"this graph was used up by an earlier backward (at {node.op}): "
+                    "call that one with backward(retain_graph=True), or compute the loss again"
+                )
+            new = [p for p in node.parents if p.birth not in found]
+            found.update((p.birth, p) for p in new)
+            stack += new
+        return [found[birth] for birth in sorted(found)]
+
+    # --- methods: each is the function of the same name in functional.py -----------------------------------------
+
+    # fmt: off
+    __add__, __radd__ = _method("add"), _method("add", swap=True)
+    __sub__, __rsub__ = _method("sub"), _method("sub", swap=True)
+    __mul__, __rmul__ = _method("mul"), _method("mul", swap=True)
+    __truediv__, __rtruediv__ = _method("div"), _method("div", swap=True)
+    __pow__, __rpow__ = _method("pow"), _method("pow", swap=True)
+    __matmul__, __rmatmul__ = _method("matmul"), _method("matmul", swap=True)
+    __neg__, __abs__, __getitem__ = _method("neg"), _method("abs"), _method("getitem")
+    __lt__, __le__, __gt__, __ge__ = _method("lt"), _method("le"), _method("gt"), _method("ge")
+    __eq__, __ne__ = _method("eq"), _method("ne")
+    __hash__ = object.__hash__
+    sum, mean, var, max, min = (_method(n) for n in ("sum", "mean", "var", "max", "min"))
+    amax, amin, argmax, argmin = (_method(n) for n in ("amax", "amin", "argmax", "argmin"))
+    exp, log, sqrt, abs, pow = (_method(n) for n in ("exp", "log", "sqrt", "abs", "pow"))
+    tanh, sigmoid, relu = (_method(n) for n in ("tanh", "sigmoid", "relu"))
+    softmax, log_softmax, clip = _method("softmax"), _method("log_softmax"), _method("clip")
+    matmul, transpose, flatten = _method("matmul"), _method("transpose"), _method("flatten")
+    squeeze, unsqueeze, astype = _method("squeeze"), _method("unsqueeze"), _method("astype")
+    # fmt: on
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """See `minidl.functional.reshape`; the shape as one tuple or as several numbers."""
+        return F.reshape(self, _spread(shape))
+
+    view = reshape
+
+    def permute(self, *dims: Any) -> Tensor:
+        """See `minidl.functional.permute`; the dimensions as one tuple or as several numbers."""
+        return F.permute(self, _spread(dims))
+
+    @property
+    def T(self) -> Tensor:
+        """The dimensions in reverse order."""
+        return F.permute(self, tuple(reversed(range(self.ndim))))
+
+
+def _spread(numbers: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], tuple | list) else numbers
+
+
+def _as_array(data: Any, dtype: Any = None) -> Array:
+    """An array of the active backend: arrays as they are, Python numbers and lists with floats as float32."""
+    if isinstance(data, Tensor):
+        data = data.data
+    xp = get_backend().xp
+    typed = hasattr(data, "dtype")
+    try:
+        array = xp.asarray(data, dtype=dtype)
+    except (ValueError, TypeError) as error:
+        raise TypeError(f"cannot make a tensor of {type(data).__name__}: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"a tensor holds real numbers or booleans, not {array.dtype} (from {type(data).__name__})")
+    if dtype is None and not typed and array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return array
+
+
+def _check_gradient(node: Tensor, parent: Tensor, gradient: Array) -> None:
+    if gradient.shape != parent.shape or gradient.dtype != parent.dtype:
+        raise RuntimeError(
+            f"the gradient function of {node.op} gave {gradient.shape} {gradient.dtype} "
+            f"for an input of {parent.shape} {parent.dtype}"
+        )
+    if _anomaly.get() and not get_backend().xp.isfinite(gradient).all():
+        raise FloatingPointError(
+            f"backward of {node.op} made the first NaN or Inf: the gradient for its input of shape {parent.shape}"
+            + (f" (made by {parent.op})" if parent.op else "")
+        )
+
+
+def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Make a differentiable op of a plain function on arrays.
+
+    `function(backend, x: Array, ..., option=...)` returns its value and, for each parameter annotated `Array`, the
+    function that takes g = ∂L/∂value to ∂L/∂x (None where there is no gradient). The op takes tensors, arrays and
+    numbers instead, has no `backend` parameter, and accepts NumPy's `axis` and `keepdims` for `dim` and `keepdim`.
+    Gradient functions of inputs that need none are dropped at once, with the arrays they hold.
+    """
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[1:]
+    names = [p.name for p in parameters if str(p.annotation).startswith("Array")]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    name = function.__name__.lstrip("_")
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Tensor:
+        if options:
+            for theirs, ours in (("axis", "dim"), ("keepdims", "keepdim")):
+                if theirs in options:
+                    options[ours] = options.pop(theirs)
+            if not options.keys().isdisjoint(names):  # arrays given by name: put them in their places
+                bound = call.__signature__.bind(*args, **options)  # type: ignore[attr-defined]
+                bound.apply_defaults()
+                args, options = bound.args, bound.kwargs
+        count = len(args) if variadic else min(len(names), len(args))
+        inputs = args[:count]
+        backend = get_backend()
+        arrays = [x.data if isinstance(x, Tensor) else _operand(x) for x in inputs]
+        value, *vjps = function(backend, *arrays, *args[count:], **options)
+
+        out = Tensor.__new__(Tensor)
+        if isinstance(value, np.generic):
+            value = np.asarray(value)
+        if value.dtype == np.float64 and not any(getattr(a, "dtype", None) == np.float64 for a in arrays):
+            value = value.astype(np.float32)  # integers in, real numbers out: float32, as for Python floats
+        out.data, out.grad, out.birth = value, None, next(_births)
+        out.op, out.parents, out.vjps, out.requires_grad = "", (), (), False
+        if _recording.get():
+            links = [
+                (x, vjp)
+                for x, vjp in zip(inputs, vjps, strict=False)
+                if isinstance(x, Tensor) and x.requires_grad and vjp is not None
+            ]
+            if links:
+                out.parents, out.vjps = zip(*links, strict=True)
+                out.op, out.requires_grad = name, True
+        if _anomaly.get():
+            _check_value(name, backend.xp, arrays, value)
+        return out
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _operand(x: Any) -> Any:
+    """Python numbers stay numbers, so that float32 · 2.0 stays float32; NumPy's scalars become such numbers."""
+    if x is None or isinstance(x, int | float):
+        return x.item() if isinstance(x, np.generic) else x  # np.float64 is a float too
+    if isinstance(x, np.generic):
+        return x.item()
+    return _as_array(x)
+
+
+def _check_value(name: str, xp: Any, arrays: list[Any], value: Array) -> None:
+    if value.dtype.kind != "f" or xp.isfinite(value).all():
+        return
+    guilty = [k for k, a in enumerate(arrays) if hasattr(a, "dtype") and not xp.isfinite(a).all()]
+    shapes = ", ".join(str(getattr(a, "shape", a)) for a in arrays)
+    if guilty:
+        raise FloatingPointError(f"input {guilty[0]} of {name} already held NaN or Inf (inputs: {shapes})")
+    raise FloatingPointError(f"{name} made the first NaN or Inf (inputs: {shapes})")
+
+
+class _Switch(ContextDecorator):
+    """Set a context variable for a `with` block or a decorated function; nests, and each thread has its own."""
+
+    def __init__(self, variable: ContextVar[bool], value: bool) -> None:
+        self._variable, self._value = variable, value
+        self._before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self._before.append(self._variable.get())
+        self._variable.set(self._value)
+
+    def __exit__(self, *_: object) -> None:
+        self._variable.set(self._before.pop())
+
+    def _recreate_cm(self) -> _Switch:
+        return _Switch(self._variable, self._value)
+
+
+def no_grad() -> _Switch:
+    """Record nothing inside `with no_grad():` (or under `@no_grad()`): faster, and no graph is kept."""
+    return _Switch(_recording, False)
+
+
+def enable_grad() -> _Switch:
+    """Record again inside a `no_grad` block."""
+    return _Switch(_recording, True)
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops record their gradient functions just now."""
+    return _recording.get()
+
+
+def detect_anomaly() -> _Switch:
+    """In `with detect_anomaly():` the first NaN or Inf, forward or backward, is a FloatingPointError naming its op."""
+    return _Switch(_anomaly, True)
+
+
+from . import functional as F  # noqa: E402  (functional.py needs Tensor and op; the methods above need functional.py)
