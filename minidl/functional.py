@@ -1157,7 +1157,7 @@ def _class_loss(
     w = (
         xp.ones(classes, logp.dtype)
         if weight is None
-        else xp.asarray(getattr(weight, "data", weight), dtype=logp.dtype)
+        else xp.asarray(weight.data if isinstance(weight, Tensor) else weight, dtype=logp.dtype)
     )
     if w.shape != (classes,):
         raise ValueError(f"{name}: weight has shape {w.shape}, expected ({classes},)")
