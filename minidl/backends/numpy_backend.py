@@ -88,6 +88,19 @@ def conv2d_shape(
     return x_shape[0], w_shape[0], oh, ow
 
 
+def pool2d_size(
+    x_shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
+) -> Pair:
+    """Give (OH, OW) of a pooling of x (N, C, H, W); ValueError where it does not fit."""
+    if len(x_shape) != 4:
+        raise ValueError(f"pooling takes x (N, C, H, W), got shape {x_shape}")
+    oh, ow = (
+        pool_output_size(x_shape[i + 2], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode)
+        for i in range(2)
+    )
+    return oh, ow
+
+
 def check_shape(name: str, array: Array, expected: Shape) -> None:
     """Raise ValueError unless `array` has the `expected` shape."""
     if array.shape != expected:
@@ -211,12 +224,9 @@ class NumpyBackend:
         """
         xp = self.xp
         check_float(x=x)
-        if x.ndim != 4:
-            raise ValueError(f"max_pool2d takes x (N, C, H, W), got shape {x.shape}")
+        oh, ow = pool2d_size(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
         n, c, h, w = x.shape
         (kh, kw), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
-        oh = pool_output_size(h, kh, sh, ph, dh, ceil_mode)
-        ow = pool_output_size(w, kw, sw, pw, dw, ceil_mode)
         y = xp.full((n, c, oh, ow), -np.inf, x.dtype)
         index = xp.full((n, c, oh, ow), -1, np.int64)  # -1: no pixel seen yet
         for k in range(kh * kw):

@@ -1,0 +1,252 @@
+// The border between Python and the kernels, and the only file that knows pybind11. Nothing behind it checks anything:
+// here every dtype, number of dimensions, shape relation and size is checked, arrays are made contiguous, the GIL is
+// released, and what is wrong becomes a ValueError or TypeError that says what it is.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdlib>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "cpu/conv2d.hpp"
+#include "cpu/max_pool2d.hpp"
+
+namespace py = pybind11;
+using namespace minidl;
+using Pair = std::array<Index, 2>;
+using Shape = std::vector<py::ssize_t>;
+
+namespace {
+
+// --- instruction sets ---------------------------------------------------------------------------------------------
+
+bool processor_has(const std::string& name) {
+#if defined(__GNUC__) && defined(__x86_64__)
+    __builtin_cpu_init();
+    if (name == "avx512") return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma");
+    if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return name == "baseline";
+}
+
+std::vector<Level> usable_levels() {
+    std::vector<Level> levels;
+    for (const Level& level : {baseline_level(), avx2_level(), avx512_level()})
+        if (level.f32 && processor_has(level.name)) levels.push_back(level);
+    return levels;
+}
+
+Level find_level(const std::string& name) {
+    std::string names;
+    for (const Level& level : usable_levels()) {
+        if (level.name == name) return level;
+        names += (names.empty() ? "" : ", ") + std::string(level.name);
+    }
+    throw py::value_error("the SIMD level '" + name + "' cannot run here; this machine and build have " + names);
+}
+
+Level& current_level() { // MINIDL_SIMD, else the best there is
+    static Level level = [] {
+        const char* forced = std::getenv("MINIDL_SIMD");
+        return forced && *forced ? find_level(forced) : usable_levels().back();
+    }();
+    return level;
+}
+
+// --- checks -------------------------------------------------------------------------------------------------------
+
+std::string text(const Shape& shape) {
+    std::string s = "(";
+    for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+    return s + ")";
+}
+
+Shape shape_of(const py::array& a) { return Shape(a.shape(), a.shape() + a.ndim()); }
+
+void expect(const char* name, const Shape& found, const Shape& wanted) {
+    if (found != wanted) throw py::value_error(std::string(name) + " has shape " + text(found) + ", expected " + text(wanted));
+}
+
+int check_threads(int threads) {
+    if (threads < 1) throw py::value_error("the number of threads must be at least 1");
+    return std::min(threads, 256);
+}
+
+void check_sizes(const Shape& shape) { // so that products of a few sizes fit into 64 bits
+    double count = 1;
+    for (const py::ssize_t size : shape) {
+        if (size < 0 || size > std::numeric_limits<int>::max()) throw py::value_error("a size is out of range in " + text(shape));
+        count *= static_cast<double>(size);
+    }
+    if (count > 1e15) throw py::value_error("too many numbers in an array of shape " + text(shape));
+}
+
+void check_options(std::initializer_list<Pair> at_least_one, Pair padding) {
+    constexpr Index most = 1 << 24;
+    for (const Pair& pair : at_least_one)
+        for (const Index v : pair)
+            if (v < 1 || v > most) throw py::value_error("kernel, stride and dilation must lie between 1 and 2**24");
+    for (const Index v : padding)
+        if (v < 0 || v > most) throw py::value_error("padding must lie between 0 and 2**24");
+}
+
+Conv check_conv(const Shape& x, const Shape& w, Pair stride, Pair padding, Pair dilation, Index groups) {
+    if (x.size() != 4 || w.size() != 4)
+        throw py::value_error("conv2d takes x (N, C, H, W) and w (O, C/groups, KH, KW), got " + text(x) + " and " + text(w));
+    check_sizes(x);
+    check_sizes(w);
+    check_options({{w[2], w[3]}, stride, dilation}, padding);
+    if (groups < 1 || groups > x[1] || w[0] < 1 || w[0] % groups || w[1] < 1 || x[1] != groups * w[1])
+        throw py::value_error("conv2d: x " + text(x) + " and w " + text(w) + " do not fit with groups = " + std::to_string(groups));
+    const Index y_space = x[2] + 2 * padding[0] - dilation[0] * (w[2] - 1) - 1;
+    const Index x_space = x[3] + 2 * padding[1] - dilation[1] * (w[3] - 1) - 1;
+    if (x[2] < 1 || x[3] < 1 || y_space < 0 || x_space < 0)
+        throw py::value_error("conv2d: the kernel of w " + text(w) + " does not fit into x " + text(x) + " with its padding");
+    return {x[0], x[1], x[2], x[3], w[0], w[2], w[3], y_space / stride[0] + 1, x_space / stride[1] + 1,
+            stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], groups};
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+// Call f with float or double, whichever all the arrays hold.
+template <class F>
+auto dispatch(std::initializer_list<std::pair<const char*, py::array>> arrays, F f) {
+    bool all32 = true, all64 = true;
+    std::string found;
+    for (const auto& [name, a] : arrays) {
+        all32 &= py::isinstance<py::array_t<float>>(a);
+        all64 &= py::isinstance<py::array_t<double>>(a);
+        found += (found.empty() ? "" : ", ") + std::string(name) + " " + py::str(a.dtype()).cast<std::string>();
+    }
+    if (all32) return f(float());
+    if (all64) return f(double());
+    throw py::type_error("kernels take arrays that are all float32 or all float64, got " + found);
+}
+
+// --- kernels ------------------------------------------------------------------------------------------------------
+
+py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair stride, Pair padding, Pair dilation, Index groups,
+                  int threads) {
+    const Conv shape = check_conv(shape_of(x), shape_of(w), stride, padding, dilation, groups);
+    if (b) expect("b", shape_of(*b), {shape.o});
+    check_threads(threads);
+    return dispatch({{"x", x}, {"w", w}, {"b", b ? *b : x}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const Array<T> xs(x), ws(w), bs(b ? *b : py::array_t<T>(0));
+        Array<T> y(Shape{shape.n, shape.o, shape.oh, shape.ow});
+        const T *px = xs.data(), *pw = ws.data(), *pb = b ? bs.data() : nullptr;
+        T* py_ = y.mutable_data();
+        const Level level = current_level();
+        py::gil_scoped_release release;
+        conv2d(level, threads, shape, px, pw, pb, py_);
+        return y;
+    });
+}
+
+py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, Pair stride, Pair padding, Pair dilation, Index groups,
+                         int threads) {
+    const Conv shape = check_conv(x_shape, shape_of(w), stride, padding, dilation, groups);
+    expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
+    check_threads(threads);
+    return dispatch({{"g", g}, {"w", w}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const Array<T> gs(g), ws(w);
+        Array<T> dx(x_shape);
+        const T *pg = gs.data(), *pw = ws.data();
+        T* pdx = dx.mutable_data();
+        const Level level = current_level();
+        py::gil_scoped_release release;
+        conv2d_grad_x(level, threads, shape, pg, pw, pdx);
+        return dx;
+    });
+}
+
+py::array conv2d_grad_w_(py::array g, py::array x, Shape w_shape, Pair stride, Pair padding, Pair dilation, Index groups,
+                         int threads) {
+    const Conv shape = check_conv(shape_of(x), w_shape, stride, padding, dilation, groups);
+    expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
+    check_threads(threads);
+    return dispatch({{"g", g}, {"x", x}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const Array<T> gs(g), xs(x);
+        Array<T> dw(w_shape);
+        const T *pg = gs.data(), *px = xs.data();
+        T* pdw = dw.mutable_data();
+        const Level level = current_level();
+        py::gil_scoped_release release;
+        conv2d_grad_w(level, threads, shape, pg, px, pdw);
+        return dw;
+    });
+}
+
+py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation, int threads) {
+    const Shape s = shape_of(x);
+    if (s.size() != 4) throw py::value_error("max_pool2d takes x (N, C, H, W), got shape " + text(s));
+    check_sizes(s);
+    check_options({out, kernel, stride, dilation}, padding);
+    if (static_cast<double>(s[2]) * static_cast<double>(s[3]) > std::numeric_limits<std::int32_t>::max())
+        throw py::value_error("max_pool2d: an image of " + text(s) + " has more pixels than an index can count");
+    check_threads(threads);
+    return dispatch({{"x", x}}, [&](auto zero) -> py::tuple {
+        using T = decltype(zero);
+        const Array<T> xs(x);
+        const Shape y_shape{s[0], s[1], out[0], out[1]};
+        Array<T> y(y_shape);
+        py::array_t<std::int64_t> index(y_shape);
+        const Pool2d shape{s[0] * s[1], s[2], s[3], out[0], out[1], kernel[0], kernel[1], stride[0], stride[1],
+                           padding[0], padding[1], dilation[0], dilation[1]};
+        const T* px = xs.data();
+        T* py_ = y.mutable_data();
+        std::int64_t* pi = index.mutable_data();
+        {
+            py::gil_scoped_release release;
+            max_pool2d(threads, shape, px, py_, pi);
+        }
+        return py::make_tuple(y, index);
+    });
+}
+
+py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, int threads) {
+    const Shape s = shape_of(g);
+    check_sizes(x_shape);
+    if (s.size() != 4 || x_shape.size() != 4 || s[0] != x_shape[0] || s[1] != x_shape[1])
+        throw py::value_error("max_pool2d_grad: g " + text(s) + " does not belong to an input of shape " + text(x_shape));
+    expect("index", shape_of(index), s);
+    if (!py::isinstance<py::array_t<std::int64_t>>(index)) throw py::type_error("max_pool2d_grad: index must be int64");
+    check_threads(threads);
+    return dispatch({{"g", g}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const Array<T> gs(g);
+        const Array<std::int64_t> is(index);
+        Array<T> dx(x_shape);
+        const T* pg = gs.data();
+        const std::int64_t* pi = is.data();
+        T* pdx = dx.mutable_data();
+        py::gil_scoped_release release;
+        max_pool2d_grad(threads, s[0] * s[1], x_shape[2] * x_shape[3], s[2] * s[3], pg, pi, pdx);
+        return dx;
+    });
+}
+
+} // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "The C++ kernels of minidl.backends.cpp_backend.";
+    m.def("simd_levels", [] {
+        std::vector<std::string> names;
+        for (const Level& level : usable_levels()) names.emplace_back(level.name);
+        return names;
+    }, "The instruction sets that this build and processor have, slowest first.");
+    m.def("simd_level", [] { return std::string(current_level().name); }, "The instruction set in use.");
+    m.def("set_simd_level", [](const std::string& name) { current_level() = find_level(name); }, py::arg("name"));
+    m.def("conv2d", conv2d_);
+    m.def("conv2d_grad_x", conv2d_grad_x_);
+    m.def("conv2d_grad_w", conv2d_grad_w_);
+    m.def("max_pool2d", max_pool2d_);
+    m.def("max_pool2d_grad", max_pool2d_grad_);
+    current_level(); // so that a wrong MINIDL_SIMD is reported when the module is loaded
+}

@@ -1,0 +1,52 @@
+"""Kernels in C++ (csrc/), compiled when minidl was installed: threads, vector instructions chosen at run time."""
+
+from __future__ import annotations
+
+from .numpy_backend import Array, NumpyBackend, Pair, Shape, pool2d_size
+
+try:
+    from minidl import _C
+except ImportError as error:
+    raise ImportError(
+        f"the extension minidl._C was not built ({error}); install a C++17 compiler, then `pip install -e .` again, "
+        "or `python setup.py build_ext --inplace`"
+    ) from error
+
+
+class CppBackend(NumpyBackend):
+    """Calls the kernels of minidl._C, which check what they are given."""
+
+    name = "cpp"
+
+    def describe(self) -> str:
+        """Say which vector instructions are in use."""
+        return f"SIMD {_C.simd_level()} of {', '.join(_C.simd_levels())} (MINIDL_SIMD chooses), {self.threads} threads"
+
+    def conv2d(
+        self, x: Array, w: Array, b: Array | None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        """As NumpyBackend.conv2d."""
+        return _C.conv2d(x, w, b, stride, padding, dilation, groups, self.threads)
+
+    def conv2d_grad_x(
+        self, g: Array, w: Array, x_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        """As NumpyBackend.conv2d_grad_x."""
+        return _C.conv2d_grad_x(g, w, x_shape, stride, padding, dilation, groups, self.threads)
+
+    def conv2d_grad_w(
+        self, g: Array, x: Array, w_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Array:
+        """As NumpyBackend.conv2d_grad_w."""
+        return _C.conv2d_grad_w(g, x, w_shape, stride, padding, dilation, groups, self.threads)
+
+    def max_pool2d(
+        self, x: Array, *, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
+    ) -> tuple[Array, Array]:
+        """As NumpyBackend.max_pool2d."""
+        out = pool2d_size(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+        return _C.max_pool2d(x, out, kernel_size, stride, padding, dilation, self.threads)
+
+    def max_pool2d_grad(self, g: Array, index: Array, x_shape: Shape) -> Array:
+        """As NumpyBackend.max_pool2d_grad."""
+        return _C.max_pool2d_grad(g, index, x_shape, self.threads)

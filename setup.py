@@ -1,0 +1,86 @@
+"""Build the optional C++ kernels; all else about the package is in pyproject.toml.
+
+Without a compiler the package installs all the same and computes with NumPy. Environment:
+MINIDL_REQUIRE=numpy,cpp  a failed build is an error;   MINIDL_NATIVE=1  optimise for this very processor.
+"""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+# Files that are compiled for newer processors; which of them runs is decided at run time (csrc/cpu/simd.hpp).
+LEVELS = {
+    "simd_avx2.cpp": ["-mavx2", "-mfma"],
+    "simd_avx512.cpp": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
+}
+
+
+class BuildKernels(build_ext):
+    """Compile each file with its own flags; on failure warn, and leave no old extension behind that could mask it."""
+
+    def build_extension(self, ext):
+        """Build one extension."""
+        self.remove(ext)
+        try:
+            compile_all = self.compiler.compile
+
+            def compile_each(sources, *args, extra_postargs=None, **kwargs):
+                return [
+                    output
+                    for source in sources
+                    for output in compile_all(
+                        [source], *args, extra_postargs=[*(extra_postargs or []), *self.flags(source)], **kwargs
+                    )
+                ]
+
+            self.compiler.compile = compile_each
+            super().build_extension(ext)
+        except Exception as error:
+            self.remove(ext)
+            if "cpp" in os.environ.get("MINIDL_REQUIRE", "").split(","):
+                raise
+            print(
+                f"\n*** minidl: the C++ kernels could not be built: {error}\n"
+                "*** minidl works without them, slower. To get them, install a C++17 compiler and install again.\n",
+                file=sys.stderr,
+            )
+
+    def copy_extensions_to_source(self):
+        """Copy what was built (develop installs); nothing where the build failed."""
+        self.extensions = [ext for ext in self.extensions if Path(self.get_ext_fullpath_in_build(ext)).exists()]
+        super().copy_extensions_to_source()
+
+    def get_ext_fullpath_in_build(self, ext):
+        """Give the path of the extension under build/."""
+        return os.path.join(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name)))
+
+    def remove(self, ext):
+        """Delete results of earlier builds, in build/ and beside the sources."""
+        for path in (self.get_ext_fullpath_in_build(ext), self.get_ext_filename(self.get_ext_fullname(ext.name))):
+            Path(path).unlink(missing_ok=True)
+
+    def flags(self, source):
+        """Give the flags of one source file for this compiler."""
+        if self.compiler.compiler_type == "msvc":
+            return ["/O2"]
+        flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-pthread"]
+        if os.environ.get("MINIDL_NATIVE") == "1":
+            flags.append("-march=native")
+        x86 = platform.machine().lower() in ("x86_64", "amd64") and "arm64" not in os.environ.get("ARCHFLAGS", "")
+        return flags + (LEVELS.get(Path(source).name, []) if x86 else [])
+
+
+kernels = Pybind11Extension(
+    "minidl._C",
+    sorted(str(path) for path in [Path("csrc/bindings.cpp"), *Path("csrc/cpu").glob("*.cpp")]),
+    include_dirs=["csrc"],
+    depends=sorted(str(path) for path in Path("csrc/cpu").glob("*.hpp")),
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+    cxx_std=17,
+)
+
+setup(ext_modules=[kernels], cmdclass={"build_ext": BuildKernels})
