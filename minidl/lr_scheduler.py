@@ -42,7 +42,8 @@ class LRScheduler:
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue from `state`; ValueError if it is another kind of scheduler's."""
+        _require(state.keys() == self.state_dict().keys(), f"the saved state is not of a {type(self).__name__}")
         self.last_epoch = int(state["last_epoch"])
         self._apply()
 
@@ -196,9 +197,10 @@ class ReduceLROnPlateau:
         return {name: getattr(self, name) for name in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        for name in self.state_dict():
-            setattr(self, name, state[name])
+        """Continue from `state`; ValueError if it is another kind of scheduler's."""
+        _require(state.keys() == self.state_dict().keys(), f"the saved state is not of a {type(self).__name__}")
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def _is_better(self, metric: float) -> bool:
         if self.best is None:
