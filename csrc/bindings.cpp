@@ -134,7 +134,7 @@ py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair str
     const Conv shape = check_conv(shape_of(x), shape_of(w), stride, padding, dilation, groups);
     if (b) expect("b", shape_of(*b), {shape.o});
     check_threads(threads);
-    return dispatch({{"x", x}, {"w", w}, {"b", b ? *b : x}}, [&](auto zero) -> py::array {
+    const auto run = [&](auto zero) -> py::array {
         using T = decltype(zero);
         const Array<T> xs(x), ws(w), bs(b ? *b : py::array_t<T>(0));
         Array<T> y(Shape{shape.n, shape.o, shape.oh, shape.ow});
@@ -144,7 +144,8 @@ py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair str
         py::gil_scoped_release release;
         conv2d(level, threads, shape, px, pw, pb, py_);
         return y;
-    });
+    };
+    return b ? dispatch({{"x", x}, {"w", w}, {"b", *b}}, run) : dispatch({{"x", x}, {"w", w}}, run);
 }
 
 py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, Pair stride, Pair padding, Pair dilation, Index groups,

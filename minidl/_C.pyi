@@ -11,10 +11,26 @@ def conv2d(
     x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, dilation: Pair, groups: int, threads: int, /
 ) -> Array: ...
 def conv2d_grad_x(
-    g: Array, w: Array, x_shape: Sequence[int], stride: Pair, padding: Pair, dilation: Pair, groups: int, threads: int, /
+    g: Array,
+    w: Array,
+    x_shape: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    threads: int,
+    /,
 ) -> Array: ...
 def conv2d_grad_w(
-    g: Array, x: Array, w_shape: Sequence[int], stride: Pair, padding: Pair, dilation: Pair, groups: int, threads: int, /
+    g: Array,
+    x: Array,
+    w_shape: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    threads: int,
+    /,
 ) -> Array: ...
 def max_pool2d(
     x: Array, out: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, threads: int, /

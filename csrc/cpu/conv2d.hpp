@@ -244,24 +244,16 @@ void conv2d_grad_w(const Level& level, int threads, const Conv& shape, const T* 
             cut(q, width, s.oh, s.ow, segments);
             cut(q, width, 1, plane, runs);
             unfold(u, group * inputs, k0, k1, segments, padded, b, LENGTH);
-            const bool direct = runs.size() == 1 && width == padded;
             for (Index o = 0; o < outputs; o += micro.rows) {
                 const Index count = std::min<Index>(micro.rows, outputs - o);
-                const T* from = g + (runs[0].image * s.o + group * outputs + o) * plane + runs[0].column;
-                Index stride = plane;
-                if (!direct) {
-                    for (Index r = 0; r < count; ++r) {
-                        T* to = packed + r * LENGTH;
-                        for (const Segment& run : runs)
-                            std::memcpy(to + run.at,
-                                        g + (run.image * s.o + group * outputs + o + r) * plane + run.column,
-                                        run.length * sizeof(T));
-                        std::fill(to + width, to + padded, T(0));
-                    }
-                    from = packed;
-                    stride = LENGTH;
+                for (Index r = 0; r < count; ++r) { // copied to where vectors are aligned and the tail is zero
+                    T* to = packed + r * LENGTH;
+                    for (const Segment& run : runs)
+                        std::memcpy(to + run.at, g + (run.image * s.o + group * outputs + o + r) * plane + run.column,
+                                    run.length * sizeof(T));
+                    std::fill(to + width, to + padded, T(0));
                 }
-                micro.correlate(count, k1 - k0, padded, from, stride, b, LENGTH, sums + o * depth, depth);
+                micro.correlate(count, k1 - k0, padded, packed, LENGTH, b, LENGTH, sums + o * depth, depth);
             }
         }
     });

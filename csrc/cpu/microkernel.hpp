@@ -18,26 +18,26 @@ namespace MINIDL_LEVEL {
 using Index = long long;
 
 #if defined(__GNUC__)
-template <class T>
+template <class T, int BYTES>
 struct Vector { // the compiler's own vectors: +, * work lane by lane, a scalar is broadcast
-    typedef T type __attribute__((vector_size(MINIDL_BYTES)));
+    typedef T type __attribute__((vector_size(BYTES)));
 };
 #else
-template <class T>
+template <class T, int BYTES>
 struct Vector { // the same in plain loops
     struct type {
-        T lane[MINIDL_BYTES / sizeof(T)];
+        T lane[BYTES / sizeof(T)];
         T& operator[](int i) { return lane[i]; }
         type& operator+=(const type& o) {
-            for (size_t i = 0; i < MINIDL_BYTES / sizeof(T); ++i) lane[i] += o.lane[i];
+            for (size_t i = 0; i < BYTES / sizeof(T); ++i) lane[i] += o.lane[i];
             return *this;
         }
         friend type operator*(T s, type v) {
-            for (size_t i = 0; i < MINIDL_BYTES / sizeof(T); ++i) v.lane[i] *= s;
+            for (size_t i = 0; i < BYTES / sizeof(T); ++i) v.lane[i] *= s;
             return v;
         }
         friend type operator*(const type& u, type v) {
-            for (size_t i = 0; i < MINIDL_BYTES / sizeof(T); ++i) v.lane[i] *= u.lane[i];
+            for (size_t i = 0; i < BYTES / sizeof(T); ++i) v.lane[i] *= u.lane[i];
             return v;
         }
     };
@@ -45,7 +45,7 @@ struct Vector { // the same in plain loops
 #endif
 
 template <class T>
-using V = typename Vector<T>::type;
+using V = typename Vector<T, MINIDL_BYTES>::type;
 
 template <class T>
 inline V<T> load(const T* p) {
@@ -105,13 +105,17 @@ void product(Index rows, Index width, Index depth, const T* a, Index panel, cons
     }
 }
 
-template <class T>
-inline T add_lanes(V<T> v) { // always in the same order: halves onto halves
-    T part[lanes<T>];
-    std::memcpy(part, &v, sizeof v);
-    for (int half = lanes<T> / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) part[i] += part[i + half];
-    return part[0];
+template <class T, int BYTES>
+inline T add_lanes(typename Vector<T, BYTES>::type v) { // always in the same order: halves onto halves
+    if constexpr (BYTES == sizeof(T)) {
+        return v[0];
+    } else {
+        typename Vector<T, BYTES / 2>::type low, high;
+        std::memcpy(&low, &v, sizeof low);
+        std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+        low += high;
+        return add_lanes<T, BYTES / 2>(low);
+    }
 }
 
 // c[r][k] += sum over p of g[r][p] * x[k][p], for ROWS rows of g and COLS rows of x; the vectors run along p.
@@ -127,7 +131,7 @@ void correlate_block(Index width, const T* g, Index ldg, const T* x, Index ldx, 
         }
     }
     for (int r = 0; r < ROWS; ++r)
-        for (int k = 0; k < COLS; ++k) c[r * ldc + k] += add_lanes<T>(sum[r][k]);
+        for (int k = 0; k < COLS; ++k) c[r * ldc + k] += add_lanes<T, MINIDL_BYTES>(sum[r][k]);
 }
 
 template <class T, int COLS>
