@@ -80,7 +80,7 @@ class Checkpoint:
         try:
             model.load_state_dict(self.arrays)
             if optimizer is not None:
-                optimizer.load_state_dict(self._state("optimizer", self.optimizer))
+                optimizer.load_state_dict(self._state("optimiser", self.optimizer))
             if scheduler is not None:
                 scheduler.load_state_dict(self._state("scheduler", self.scheduler))
             states = {name: self._state(f"random generator {name!r}", self.rngs.get(name)) for name in rngs}

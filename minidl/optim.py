@@ -73,7 +73,7 @@ class Optimizer:
         strings, plain numbers and arrays occur.
         """
         numbers = {p: i for i, p in enumerate(self._params())}
-        state = [{name: _copy(value) for name, value in self.state.get(p, {}).items()} for p in numbers]
+        state = [{name: _to_host(value) for name, value in self.state.get(p, {}).items()} for p in numbers]
         groups = [{**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups]
         return {"state": state, "param_groups": groups}
 
@@ -96,7 +96,7 @@ class Optimizer:
         for mine, saved in zip(self.param_groups, groups, strict=True):
             mine.update({name: _plain(value) for name, value in saved.items() if name != "params"})
         self.state = {
-            p: {name: value.astype(p.dtype) if hasattr(value, "astype") else value for name, value in state.items()}
+            p: {name: _like(p.data, value) if hasattr(value, "shape") else value for name, value in state.items()}
             for p, state in zip(params, states, strict=True)
             if state
         }
@@ -309,5 +309,15 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _copy(value: Any) -> Any:
-    return value.copy() if hasattr(value, "copy") else value
+def _to_host(value: Any) -> Any:
+    """A copy of an array as a NumPy array, also from a GPU; plain numbers as they are."""
+    if not hasattr(value, "shape"):
+        return value
+    return value.copy() if isinstance(value, np.ndarray) else value.get()
+
+
+def _like(p: Array, value: Array) -> Array:
+    """A copy of `value` with the type of array and the dtype of `p`."""
+    new = np.empty_like(p)
+    new[...] = value
+    return new

@@ -89,8 +89,8 @@ def fit(
         raise ValueError(f"need mode 'min' or 'max', epochs >= 1, patience >= 1; got {mode!r}, {epochs}, {patience}")
     if val_loader is None and metrics:
         raise ValueError("metrics are measured on val_loader: there is none")
-    needed = patience is not None or isinstance(scheduler, ReduceLROnPlateau) or monitor != "val_loss"
-    if not monitored and (needed or val_loader is not None):
+    unused = patience is None and monitor == "val_loss" and not isinstance(scheduler, ReduceLROnPlateau)
+    if not monitored and (val_loader is not None or not unused):
         raise ValueError(f"cannot monitor {monitor!r}: the columns are {', '.join(sorted(columns))}")
     if checkpoint is None and (resume or meta is not None):
         raise ValueError("resume and meta need checkpoint=path")
@@ -282,7 +282,7 @@ def _resume(
 ) -> tuple[History, dict[str, Array] | None]:
     """Put everything back as `_save` found it -> history, best weights; a new run if there is no file yet."""
     path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part*"):  # by a run killed while it was writing
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part*"):  # by a run killed while writing
         left.unlink(missing_ok=True)
     if not path.exists():
         return History(), None

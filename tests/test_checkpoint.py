@@ -151,7 +151,7 @@ def test_another_models_checkpoint_is_named(tmp_path):
     checkpoint.save(tmp_path / "adam", make(1), optimizer=optimizer, scheduler=scheduler)
     plateau = optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     for name, given, words in [
-        ("weights", {"optimizer": optimizer}, "no state of the optimizer"),
+        ("weights", {"optimizer": optimizer}, "no state of the optimiser"),
         ("weights", {"scheduler": scheduler}, "no state of the scheduler"),
         ("weights", {"rngs": {"x": np.random.default_rng()}}, "no state of the random generator 'x'"),
         ("adam", {"optimizer": optim.SGD(model.parameters(), momentum=0.9)}, "no SGD"),

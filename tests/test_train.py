@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import minidl
 from minidl import Tensor, checkpoint, metrics, nn, optim, train
@@ -227,10 +228,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
     whole.communicate()
     assert (whole.returncode, process.returncode) == (0, 0)
     expected, found = (checkpoint.load(tmp_path / f"{name}.end") for name in ("whole", "killed"))
+    whole_arrays, killed_arrays = (load_file(tmp_path / f"{name}.end") for name in ("whole", "killed"))
     assert found.meta == expected.meta and len(found.meta["rows"]) == 8
-    assert str(found.optimizer) == str(expected.optimizer)
-    for name, array in expected.arrays.items():
-        assert found.arrays[name].tobytes() == array.tobytes()
+    assert len(whole_arrays) == 9 + 2 * 6 and whole_arrays.keys() == killed_arrays.keys()  # weights, Adam's state
+    assert all(killed_arrays[name].tobytes() == array.tobytes() for name, array in whole_arrays.items())
     assert sorted(os.listdir(tmp_path)) == ["killed", "killed.end", "run.py", "whole", "whole.end"]
 
 
