@@ -785,7 +785,7 @@ def max_pool1d(
 
 
 @op
-def _avg_pool2d(backend: Any, x: Array, options: dict[str, Any], count: Array, room: tuple[int, int]) -> Any:
+def _avg_pool2d(backend: Any, x: Array, options: dict[str, Any], count: Any, room: tuple[int, int]) -> Any:
     """Σ over the window's KH·KW shifted images, divided by `count` (OH, OW); `room`: the padded size they need."""
     (kh, kw), (sh, sw), (ph, pw) = options["kernel_size"], options["stride"], options["padding"]
     n, c, h, w = x.shape

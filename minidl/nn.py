@@ -491,7 +491,7 @@ class _Function(Module):
 
     def extra_repr(self) -> str:
         """See `Module.extra_repr`."""
-        return ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
 class _Max(_Function):
@@ -672,7 +672,7 @@ class _Loss(Module):
 
     def extra_repr(self) -> str:
         """See `Module.extra_repr`."""
-        return ", ".join(f"{name}={value}" for name, value in self.options.items() if value is not None)
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
 
 
 class MSELoss(_Loss):
