@@ -107,6 +107,19 @@ def check_shape(name: str, array: Array, expected: Shape) -> None:
         raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
 
 
+def check_pool_grad(g: Array, index: Array, x_shape: Shape) -> None:
+    """Raise ValueError unless g and index can come from max_pool2d of an x of x_shape, TypeError for a wrong dtype."""
+    check_float(g=g)
+    check_shape("index", index, g.shape)
+    if index.dtype != np.int64:
+        raise TypeError(f"max_pool2d_grad: index must be int64, got {index.dtype}")
+    if g.ndim != 4 or len(x_shape) != 4 or g.shape[:2] != tuple(x_shape[:2]):
+        raise ValueError(f"max_pool2d_grad: g {g.shape} does not belong to an input of shape {tuple(x_shape)}")
+    h, w = x_shape[2:]
+    if index.size and not 0 <= index.min() <= index.max() < h * w:
+        raise ValueError(f"max_pool2d_grad: index holds positions outside an image of {h} x {w}")
+
+
 def default_threads() -> int:
     """Give the number of threads to start with: MINIDL_NUM_THREADS, OMP_NUM_THREADS, or the processors we may use."""
     for variable in ("MINIDL_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -245,13 +258,8 @@ class NumpyBackend:
         g, index (N, C, OH, OW) -> (N, C, H, W) = x_shape
         """
         xp = self.xp
-        check_float(g=g)
-        check_shape("index", index, g.shape)
+        check_pool_grad(g, index, x_shape)
         n, c, h, w = x_shape
-        if g.ndim != 4 or g.shape[:2] != (n, c):
-            raise ValueError(f"max_pool2d_grad: g {g.shape} does not belong to an input of shape {tuple(x_shape)}")
-        if index.size and not 0 <= index.min() <= index.max() < h * w:
-            raise ValueError(f"max_pool2d_grad: index holds positions outside an image of {h} x {w}")
         plane = xp.arange(n * c).reshape(n, c, 1, 1) * (h * w)
         total = xp.bincount((index + plane).ravel(), weights=g.ravel(), minlength=n * c * h * w)
         return total.astype(g.dtype).reshape(x_shape)  # type: ignore[no-any-return]
