@@ -25,13 +25,17 @@ class InputError(Exception):
 
 
 def run_command(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
-    """Run `main(argv)` -> exit code; bad input and unreadable files become one line on stderr and exit code 2."""
+    """Run `main(argv)` -> exit code; bad input and unreadable files become one line on stderr and exit code 2.
+
+    With MINIDL_TRACEBACK set, the traceback is shown instead.
+    """
     try:
         return main(argv) or 0
-    except (InputError, OSError, ValueError) as error:
+    except (InputError, OSError, ValueError, FloatingPointError) as error:
         if os.environ.get("MINIDL_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        words = [str(error), *getattr(error, "__notes__", [])]
+        print(f"error: {' '.join(' '.join(words).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,0 +1,42 @@
+# Two commands: `make reproduce` and `make test`. The first use makes .venv and installs into it.
+
+VENV   ?= .venv
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+PY := $(VENV)/Scripts/python.exe
+else
+PY := $(VENV)/bin/python
+endif
+EXTRAS := examples,test,dev
+STAMP  := $(VENV)/.installed
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*.hpp csrc/cpu/*.cpp)
+
+.PHONY: reproduce test lint bench install clean
+
+reproduce: $(STAMP) ## run the three systems, print their tables beside the talk's, write report/index.html
+	$(PY) -m examples.reproduce --out report
+
+test: $(STAMP) ## all tests
+	$(PY) -m pytest
+
+lint: $(STAMP) ## style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(STAMP) ## the kernels of every backend side by side
+	$(PY) -m benchmarks.kernels --quick
+
+install: $(STAMP)
+
+# uv installs in seconds; where it cannot be had or fails, plain pip does the same.
+$(STAMP): $(SOURCES)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	( $(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.4" \
+	  && $(PY) -m uv pip install --quiet --python $(PY) -e ".[$(EXTRAS)]" ) \
+	|| $(PY) -m pip install --disable-pip-version-check -e ".[$(EXTRAS)]"
+	$(PY) -c "import minidl; minidl.show_backends()"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info report minidl/_C*.so .pytest_cache .mypy_cache .ruff_cache
