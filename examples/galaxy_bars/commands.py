@@ -1,0 +1,182 @@
+"""What the four commands do; `__main__` only reads their options."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import minidl
+from examples.common import InputError, Table, data_folder, refuse_existing, write_csv
+from examples.galaxy_bars import evaluate as scoring
+from examples.galaxy_bars import figures, network
+from examples.galaxy_bars import simulate as simulator
+from examples.galaxy_bars.data import CLASSES, REMEDY, Galaxies, list_pictures, read_image, read_sample, split
+
+
+def simulate(options: argparse.Namespace) -> int:
+    """Write a folder of simulated galaxies."""
+    start = time.perf_counter()
+    simulator.write(options.out, options.n, options.seed, options.size, options.format, options.overwrite)
+    print(f"{options.n} simulated galaxies in {options.out} ({time.perf_counter() - start:.1f} s)")
+    return 0
+
+
+def read(folder: Path | None) -> Galaxies:
+    """Read the sample and say on stderr what was left out."""
+    path = data_folder(folder, "galaxies", REMEDY)
+    galaxies = read_sample(path, lambda names: tqdm(names, "reading", leave=False, disable=not sys.stderr.isatty()))
+    for line in galaxies.skipped[:5]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(galaxies.skipped) > 5:
+        print(f"left out: {len(galaxies.skipped) - 5} more", file=sys.stderr)
+    return galaxies
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the number of processor threads, if one was asked for."""
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads must be at least 1, got {threads}")
+        minidl.set_num_threads(threads)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train on the sample's training part and save the network of the lowest validation loss."""
+    if options.epochs < 1 or options.batch_size < 2 or not options.lr > 0:
+        raise InputError("train needs --epochs of at least 1, --batch-size of at least 2 and a positive --lr")
+    refuse_existing(options.out, options.overwrite)
+    use_threads(options.threads)
+    galaxies = read(options.data)
+    running = options.out.with_suffix(".running.safetensors")
+    if options.resume and not running.exists():
+        raise InputError(f"nothing to resume: no {running}; leave --resume away to start")
+    recipe = network.Recipe(
+        options.network, options.epochs, options.batch_size, options.lr, options.weight_decay, options.seed
+    )
+    train_galaxies(galaxies, recipe, options.out, options.split_seed, running, options.resume)
+    running.unlink(missing_ok=True)
+    return 0
+
+
+def train_galaxies(
+    galaxies: Galaxies,
+    recipe: network.Recipe,
+    out: Path,
+    split_seed: int,
+    running: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Split, train, save, and say how long it took."""
+    parts = split(galaxies, split_seed)
+    start = time.perf_counter(), time.process_time()
+    print(", ".join(f"{len(rows)} {part}" for part, rows in parts.items()), f"galaxies ({galaxies.kind})", flush=True)
+    model, history = network.train(
+        galaxies[parts["train"]], galaxies[parts["validation"]], recipe, running=running, resume=resume
+    )
+    about = {
+        "kind": galaxies.kind,
+        "split_seed": split_seed,
+        "trained_on": network.fingerprint(galaxies[parts["train"]]),
+        "history": history,
+    }
+    network.save(out, model, recipe, about)
+    seconds = time.perf_counter() - start[0], time.process_time() - start[1]
+    print(f"{out}: {recipe.epochs} epochs in {seconds[0]:.0f} s ({seconds[1]:.0f} s of processor time)")
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Print and write the tables, draw the figures."""
+    refuse_existing(options.out, options.overwrite)
+    use_threads(options.threads)
+    model, meta = network.load(options.weights)
+    galaxies = read(options.data)
+    parts = split(galaxies, meta["split_seed"])
+    same = network.fingerprint(galaxies[parts["train"]]) == meta["trained_on"]
+    if options.part == "all" and same:
+        print("note: all includes the galaxies the network was trained on", file=sys.stderr)
+    if options.part == "test" and not same:
+        print("note: not the sample trained on; if none of it was, --part all uses it whole", file=sys.stderr)
+    chosen = galaxies if options.part == "all" else galaxies[parts[options.part]]
+    tables, _ = evaluate_galaxies(model, meta, chosen, options.part, options.out, options.overwrite)
+    print("\n\n".join(table.text() for table in tables))
+    print(f"\ntables and figures in {options.out}")
+    return 0
+
+
+def evaluate_galaxies(
+    model: Any, meta: dict[str, Any], galaxies: Galaxies, part: str, out: Path, overwrite: bool
+) -> tuple[list[Table], list[tuple[Path, str]]]:
+    """Score one part of a sample: tables and figures, written to `out` as CSV and PNG."""
+    p_bar = network.probabilities(model, galaxies.images)
+    results = scoring.score(galaxies, p_bar)
+    if not results:
+        raise InputError("evaluation needs barred and unbarred galaxies: one class is missing")
+    of = f"{galaxies.kind} galaxies" if part == "all" else f"{part} part of the {galaxies.kind} galaxies"
+    if meta["kind"] != galaxies.kind:
+        of += f", network trained on {meta['kind']} ones"
+    tables = scoring.tables(results, of)
+    scoring.write_tables(out, tables, overwrite)
+    write_predictions(out / "predictions.csv", galaxies.files, p_bar, overwrite, labels=galaxies.labels)
+    pictures = figures.all_figures(
+        out,
+        galaxies,
+        p_bar,
+        of,
+        meta["history"],
+        meta["kind"],
+        results,
+        lambda images: network.first_layers(model, images),
+    )
+    return tables, pictures
+
+
+def write_predictions(
+    path: Path,
+    files: list[str],
+    p_bar: NDArray[np.float64],
+    overwrite: bool,
+    threshold: float = scoring.THRESHOLD,
+    labels: NDArray[np.int64] | None = None,
+) -> None:
+    """Write the CSV of file, p_bar, label, and the true label where it is known."""
+    rows = [[name, f"{p:.4f}", CLASSES[int(p >= threshold)]] for name, p in zip(files, p_bar, strict=True)]
+    header = ["file", "p_bar", "label"]
+    if labels is not None:
+        header.append("true_label")
+        rows = [[*row, CLASSES[label]] for row, label in zip(rows, labels, strict=True)]
+    write_csv(path, header, rows, overwrite)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Write p(bar) of each picture; one that cannot be read is reported and left out, and the exit code is 1."""
+    refuse_existing(options.out, options.overwrite)
+    use_threads(options.threads)
+    if options.pixel_scale is not None and not options.pixel_scale > 0:
+        raise InputError(f"--pixel-scale must be positive, got {options.pixel_scale}")
+    if not 0 <= options.threshold <= 1:
+        raise InputError(f"--threshold must lie in 0 ... 1, got {options.threshold}")
+    model, meta = network.load(options.weights)
+    files, images, failed = [], [], 0
+    for path in tqdm(list_pictures(options.files), "reading", leave=False, disable=not sys.stderr.isatty()):
+        try:
+            images.append(read_image(path, str(path), options.pixel_scale))
+            files.append(str(path))
+        except InputError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    if not images:
+        raise InputError(f"none of the {failed} pictures can be read: nothing written")
+    p_bar = network.probabilities(model, np.stack(images))
+    write_predictions(options.out, files, p_bar, options.overwrite, options.threshold)
+    barred = int(np.sum(p_bar >= options.threshold))
+    print(f"{options.out}: {len(files)} galaxies, {barred} barred (network trained on {meta['kind']} galaxies)")
+    if failed:
+        print(f"{failed} of {failed + len(files)} pictures could not be read", file=sys.stderr)
+    return int(failed > 0)
