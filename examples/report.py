@@ -25,8 +25,9 @@ td, th { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align
 td:first-child, th:first-child { text-align: left; } thead th { border-bottom: 2px solid var(--line); }
 .scroll { overflow-x: auto; margin: 1.5rem 0; } .note { font-size: .88rem; opacity: .8; max-width: 50rem; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-figcaption { font-size: .9rem; opacity: .85; } code { background: var(--soft); padding: .1rem .3rem; border-radius: 3px; }
-.tag { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; border: 1px solid var(--line); font-size: .85rem; }
+figcaption { font-size: .9rem; opacity: .85; }
+code { background: var(--soft); padding: .1rem .3rem; border-radius: 3px; }
+.tag { padding: .1rem .6rem; border-radius: 1rem; border: 1px solid var(--line); font-size: .85rem; }
 """
 
 

@@ -13,7 +13,7 @@ DATA = Path(os.environ.get("MINIDL_DATA") or Path(__file__).parents[2] / "shared
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """`real_data("galaxies")`: that folder of the real data. Without it the test is skipped, or fails if MINIDL_DATA is set."""
+    """`real_data("galaxies")` is that folder. Without it the test is skipped, or fails where MINIDL_DATA is set."""
 
     def folder(name: str) -> Path:
         path = DATA / name
