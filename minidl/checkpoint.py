@@ -112,7 +112,7 @@ def save(
     `meta` is yours and JSON: what a later prediction must know, such as class names. `extra` may also hold arrays.
     Raises TypeError for what JSON cannot hold, OSError where writing is not allowed; the older file then stays.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_bytes
 
     rest = {
         "meta": dict(meta or {}),
@@ -126,7 +126,7 @@ def save(
     header = json.dumps({name: _take_arrays(value, name, arrays) for name, value in rest.items()})
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # safetensors writes raw memory
     with atomic_write(path) as part:
-        save_file(arrays, part, {"minidl": header})
+        part.write_bytes(to_bytes(arrays, {"minidl": header}))  # save_file would leave a file of its own if killed
 
 
 def load(path: StrPath) -> Checkpoint:
