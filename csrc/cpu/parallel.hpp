@@ -50,7 +50,7 @@ public:
             ++generation;
         }
         wake.notify_all();
-        work();
+        work(task);
         std::unique_lock<std::mutex> lock(state);
         job = nullptr; // workers that come too late find nothing and are not waited for
         done.wait(lock, [this] { return running == 0; });
@@ -58,9 +58,9 @@ public:
     }
 
 private:
-    void work() {
+    void work(const std::function<void(Index)>& task) {
         try {
-            for (Index i; (i = next.fetch_add(1)) < total;) (*job)(i);
+            for (Index i; (i = next.fetch_add(1)) < total;) task(i);
         } catch (...) {
             next = total;
             std::lock_guard<std::mutex> lock(state);
@@ -75,9 +75,10 @@ private:
             wake.wait(lock, [&] { return generation != seen; });
             seen = generation;
             if (!job || number >= wanted) continue;
+            const std::function<void(Index)>& mine = *job; // run() may clear `job` while we still work
             ++running;
             lock.unlock();
-            work();
+            work(mine);
             lock.lock();
             if (--running == 0) done.notify_one();
         }
