@@ -683,6 +683,9 @@ def conv_transpose2d(
         raise ValueError(
             f"conv_transpose2d: input {x.shape} with weight {weight.shape} and padding {padding} leaves no pixel"
         )
+    beyond = [e // s for e, s in zip(extra, options["stride"], strict=True)]
+    if any(beyond):  # output_padding of a stride or more, which a dilation allows: rows that see zeros only
+        x = pad(x, (0, beyond[1], 0, beyond[0]))
     out_shape = (x.shape[0], weight.shape[1] * groups, *size)
     return _conv_transpose2d(x, weight, bias, out_shape, options)
 

@@ -160,6 +160,9 @@ ROWS = [
     Row("conv_transpose2d_options",
         lambda L, x, w, b: L.conv_transpose2d(x, w, b, stride=(3, 2), padding=1, output_padding=(2, 1), groups=2, dilation=(1, 2)),
         ((2, 4, 4, 5), (4, 3, 3, 3), (6,))),
+    Row("conv_transpose2d_wide_output_padding",
+        lambda L, x, w: L.conv_transpose2d(x, w, None, stride=(1, 2), padding=1, output_padding=(2, 3), dilation=(3, 4)),
+        ((2, 3, 4, 5), (3, 2, 3, 2))),
     Row("conv_transpose1d", lambda L, x, w, b: L.conv_transpose1d(x, w, b, 2, 1, 1, 2), ((2, 4, 6), (4, 3, 5), (6,))),
     # pooling and resizing
     Row("max_pool2d", lambda L, x: L.max_pool2d(x, 2), ((2, 3, 6, 7),)),
