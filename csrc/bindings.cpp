@@ -116,14 +116,15 @@ using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 template <class F>
 auto dispatch(std::initializer_list<std::pair<const char*, py::array>> arrays, F f) {
     bool all32 = true, all64 = true;
-    std::string found;
     for (const auto& [name, a] : arrays) {
         all32 &= py::isinstance<py::array_t<float>>(a);
         all64 &= py::isinstance<py::array_t<double>>(a);
-        found += (found.empty() ? "" : ", ") + std::string(name) + " " + py::str(a.dtype()).cast<std::string>();
     }
     if (all32) return f(float());
     if (all64) return f(double());
+    std::string found;
+    for (const auto& [name, a] : arrays)
+        found += (found.empty() ? "" : ", ") + std::string(name) + " " + py::str(a.dtype()).cast<std::string>();
     throw py::type_error("kernels take arrays that are all float32 or all float64, got " + found);
 }
 

@@ -1,4 +1,4 @@
-"""The four kernel tests of every backend on every row of cases.py: definition, adjoint, dtype and layout, determinism."""
+"""The four kernel tests of every backend on each row of cases.py: definition, adjoint, dtype and layout, same bits."""
 
 from __future__ import annotations
 
