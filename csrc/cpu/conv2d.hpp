@@ -28,7 +28,7 @@ constexpr Index WIDTH = 240;  // pixels of a piece: whole blocks of 3 vectors fo
 constexpr Index DEPTH = 128;  // rows of the unfolded matrix held at a time
 constexpr Index ROWS = 384;   // output channels summed at a time
 constexpr Index LENGTH = 960; // pixels of a piece of grad_w, where they are what is summed over
-constexpr Index COLUMNS = 48; // and weights an output channel held at a time
+constexpr Index COLUMNS = 96; // and weights an output channel held at a time
 
 struct Conv {
     Index n, c, h, w, o, kh, kw, oh, ow, sh, sw, ph, pw, dh, dw, groups;
