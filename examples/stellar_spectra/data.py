@@ -1,0 +1,242 @@
+"""Folders of spectra with their types, and the split by star.
+
+Two kinds of folder are read: `labels.csv` beside spectrum files (what `simulate` and `fetch` write, and what users can
+make), and libraries packed as NAME.npz (wave, flux, mask) with NAME.csv. A star keeps its part in every library it is
+in: no test star is ever trained on through another library's spectrum of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..common import InputError, refuse_existing
+from . import codes
+from .preprocess import Spectrum, prepare
+from .readers import read
+
+# Published resolutions in Å FWHM: Valdes et al. 2004 (1.2, here binned to 1 Å), Sanchez-Blazquez et al. 2006,
+# Le Borgne et al. 2003, and λ/2000 for the means of SDSS spectra.
+LIBRARY_FWHM = {"cflib": 1.4, "miles": 2.5, "stelib": 3.0, "pyhammer": 2.5}
+LABELS = ("file", "library", "star", "spectral_type", "fwhm")
+FOLDS = 5
+
+
+@dataclass
+class Stars:
+    """Spectra ready for the network, and what is known of each: all of length N.
+
+    flux (N, 580) float32; types: SpectralType or None; stars: key of the star; libraries; files.
+    kind: "real" or "simulated".
+    """
+
+    flux: np.ndarray
+    types: list[codes.SpectralType | None]
+    stars: list[str]
+    libraries: list[str]
+    files: list[str]
+    kind: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, index: Iterable[int]) -> Stars:
+        """Those at `index`."""
+        k = [int(i) for i in index]
+        columns = (self.types, self.stars, self.libraries, self.files)
+        return Stars(self.flux[k], *([column[i] for i in k] for column in columns), self.kind)
+
+    def codes(self) -> np.ndarray:
+        """Code of each type: (N,) float64, NaN where class or subclass is unknown."""
+        return np.array([codes.encode(t) if t and t.sub is not None else np.nan for t in self.types])
+
+    def classes(self) -> np.ndarray:
+        """Index 0..6 of O..M: (N,) int64, −100 where unknown."""
+        return np.array([codes.CLASSES.index(t.cls) if t else -100 for t in self.types], dtype=np.int64)
+
+    def luminosities(self) -> np.ndarray:
+        """Index 0..4 of I..V: (N,) int64, −100 where unknown."""
+        return np.array([codes.LUMINOSITIES.index(t.lum) if t and t.lum else -100 for t in self.types], dtype=np.int64)
+
+    def describe(self) -> str:
+        """One line: how many of each class."""
+        counts = Counter(t.cls if t else "untyped" for t in self.types)
+        return f"{len(self)} spectra: " + " ".join(f"{c}{counts[c]}" for c in [*codes.CLASSES, "untyped"] if counts[c])
+
+
+def star_key(name: str) -> str:
+    """One spelling for a star: "HD 048682A", "HD48682" -> "HD48682"; "BD+08 3095", "BD+083095" -> "BD+08-3095".
+
+    Components of a double star share a key: at worst two stars stay on one side of the split.
+    """
+    text = re.sub(r"\s+", "", name).upper()
+    if match := re.match(r"(HD|HIP|HR|SAO)0*(\d+)", text):
+        return match[1] + match[2]
+    if match := re.match(r"(BD|CD|CPD)([+-])(\d\d)0*(\d+)", text):
+        return f"{match[1]}{match[2]}{match[3]}-{match[4]}"
+    return text
+
+
+def split(stars: Stars, *, fold: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
+    """Indices of the training, validation and test parts: 60/20/20 by star, every class in each.
+
+    The stars of a class, in an order drawn from `seed`, are dealt to five folds; fold `fold` is the test part, the
+    next one validates, three train. Where several libraries are together, a star named neither by HD nor by BD
+    could hide under two names: it trains and is never tested. Spectra without a full type are in no part.
+    """
+    if not 0 <= fold < FOLDS:
+        raise InputError(f"fold {fold}: 0..{FOLDS - 1} are there")
+    code = stars.codes()
+    typed = np.flatnonzero(np.isfinite(code))
+    mixed = len(set(stars.libraries)) > 1
+    by_class: dict[str, list[str]] = {c: [] for c in codes.CLASSES}
+    hidden, seen = set(), set()
+    for i in typed:
+        key, kind = stars.stars[i], stars.types[i]
+        if key not in seen and kind is not None:
+            seen.add(key)
+            if mixed and not re.match(r"HD|BD|CD", key):
+                hidden.add(key)
+            else:
+                by_class[kind.cls].append(key)
+    rng = np.random.default_rng(seed)
+    fold_of: dict[str, int] = {}
+    for members in by_class.values():
+        for key in rng.permutation(sorted(members)):
+            fold_of[str(key)] = len(fold_of) % FOLDS
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for i in typed:
+        key = stars.stars[i]
+        where = 2 if key in hidden else (fold_of[key] - fold) % FOLDS
+        parts["test" if where == 0 else "validation" if where == 1 else "train"].append(int(i))
+    return {name: np.array(index, dtype=np.int64) for name, index in parts.items()}
+
+
+def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None) -> Stars:
+    """All spectra of a folder, prepared with normalisation `how`; `libraries` names those to take.
+
+    Spectra that cannot be used are counted (packed libraries) or named (files) on stderr.
+    InputError if the folder holds none, or a library that is asked for is not there.
+    """
+    kind, rows = "real", []
+    about = folder / "about.json"
+    if about.exists():
+        kind = str(json.loads(about.read_text()).get("kind", "real"))
+    packed = [p for p in sorted(folder.glob("*.npz")) if p.with_suffix(".csv").exists()]
+    if (folder / "labels.csv").exists():
+        rows = list(_labelled(folder, libraries))
+    elif packed:
+        known = [p.stem for p in packed]
+        if libraries and (missing := sorted(set(libraries) - set(known))):
+            raise InputError(f"{folder} has no library {', '.join(missing)}; it has {', '.join(known)}")
+        rows = [row for p in packed if not libraries or p.stem in libraries for row in _packed(p)]
+    else:
+        raise InputError(f"{folder} holds neither labels.csv nor NAME.npz with NAME.csv")
+    flux, types, stars, names, files = [], [], [], [], []
+    unusable: Counter[tuple[str, str]] = Counter()
+    for spectrum, kind_of, star, library, file in rows:
+        try:
+            flux.append(prepare(spectrum, how=how))
+        except InputError as error:
+            unusable[library, re.sub(r"\d+ ?%", "too little", str(error), count=1)] += 1
+            continue
+        types.append(kind_of)
+        stars.append(star)
+        names.append(library)
+        files.append(file)
+    for (library, why), n in unusable.items():
+        print(f"left out: {n} of {library}: {why}", file=sys.stderr)
+    if not files:
+        raise InputError(f"{folder}: no usable spectrum" + (f" of {', '.join(libraries)}" if libraries else ""))
+    return Stars(np.stack(flux), types, stars, names, files, kind)
+
+
+_Row = tuple[Spectrum, "codes.SpectralType | None", str, str, str]
+
+
+def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
+    """Rows of labels.csv with the spectra they name; a file that cannot be read is named on stderr."""
+    path = folder / "labels.csv"
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"file", "spectral_type"} <= set(reader.fieldnames or ()):
+            raise InputError(f"{path}: columns file and spectral_type are needed, it has {reader.fieldnames or 'none'}")
+        rows = list(reader)
+    known = sorted({row.get("library") or folder.name for row in rows})
+    if libraries and (missing := sorted(set(libraries) - set(known))):
+        raise InputError(f"{folder} has no library {', '.join(missing)}; it has {', '.join(known)}")
+    for number, row in enumerate(rows, start=2):
+        library = row.get("library") or folder.name
+        if libraries and library not in libraries:
+            continue
+        try:
+            spectrum = read(folder / (row["file"] or ""))
+            spectrum.fwhm = float(row["fwhm"]) if row.get("fwhm") else spectrum.fwhm
+        except (InputError, ValueError) as error:
+            print(f"left out: {path.name} line {number}: {error}", file=sys.stderr)
+            continue
+        yield spectrum, codes.parse(row["spectral_type"]), star_key(row.get("star") or row["file"]), library, row["file"]
+
+
+def _packed(path: Path) -> Iterator[_Row]:
+    """Spectra of NAME.npz with the types of NAME.csv (columns sptype; file, name, hd where they are)."""
+    with open(path.with_suffix(".csv"), newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    with np.load(path) as arrays:
+        wave, flux = arrays["wave"].astype(np.float64), arrays["flux"]
+        good = np.isfinite(flux) & (flux != 0)
+        if "mask" in arrays:
+            good &= arrays["mask"]
+    if len(rows) != len(flux) or "sptype" not in rows[0]:
+        raise InputError(f"{path}: {len(flux)} spectra, but {len(rows)} rows or no column sptype in its .csv")
+    fwhm = next((value for name, value in LIBRARY_FWHM.items() if path.stem.startswith(name)), None)
+    for row, f, g in zip(rows, flux, good, strict=True):
+        label = row.get("name") or row.get("file") or row["row"]
+        in_file = re.search(r"_(HD\d+)", row.get("file") or "")  # STELIB names HR numbers inside, HD numbers outside
+        star = row.get("hd") or (in_file[1] if in_file else label)
+        spectrum = Spectrum(wave, np.where(g, f, 0.0), g, name=label, fwhm=fwhm)
+        yield spectrum, codes.parse(row["sptype"]), star_key(star), path.stem, label
+
+
+def write_labels(folder: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write labels.csv with the columns file, library, star, spectral_type, fwhm."""
+    with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(LABELS)
+        writer.writerows(rows)
+
+
+@contextmanager
+def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a folder beside `out` to fill and rename it to `out` at the end; nothing stays if anything fails.
+
+    `overwrite` replaces only a folder that holds about.json, one that this program made.
+    """
+    refuse_existing(out, overwrite)
+    if out.exists() and any(out.iterdir()) and not (out / "about.json").exists():
+        raise InputError(f"{out} was not made by this program (no about.json in it): give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        yield part
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o777 & ~mask)  # mkdtemp makes folders private
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+

@@ -1,0 +1,57 @@
+"""Types of a list of files: a bad file is reported and the rest goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..common import InputError, refuse_existing, write_csv
+from .codes import CLASSES
+from .evaluate import types_of
+from .network import apply, load
+from .preprocess import prepare
+from .readers import read
+
+HEADER = ["file", "spectral_type", "code", *(f"p_{c}" for c in CLASSES)]
+
+
+def predict(
+    files: Sequence[Path], weights: Path, out: Path, *, fwhm: float | None = None, overwrite: bool = False
+) -> int:
+    """Write file, spectral_type, code, p_O ... p_M for each file that can be read -> 1 if any could not, else 0.
+
+    `fwhm`: resolution of the files in Å, where their headers do not say. InputError if none can be used.
+    """
+    if fwhm is not None and not 0 < fwhm < 50:
+        raise InputError(f"--fwhm {fwhm}: a resolution in Å, between 0 and 50, is expected")
+    refuse_existing(out, overwrite)
+    model, meta = load(weights)
+    how = meta["settings"]["normalisation"]
+    used, flux, bad = [], [], 0
+    for file in files:
+        try:
+            spectrum = read(file)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            bad += 1
+            continue
+        try:
+            flux.append(prepare(spectrum, fwhm=fwhm, how=how))
+            used.append(file)
+        except InputError as error:
+            print(f"error: {file}: {error}", file=sys.stderr)
+            bad += 1
+    if not used:
+        raise InputError(f"none of the {len(files)} files holds a usable spectrum; nothing written")
+    prediction = apply(model, np.stack(flux))
+    rows = [
+        [file, kind, f"{code:.1f}", *(f"{p:.4f}" for p in p_class)]
+        for file, kind, code, p_class in zip(used, types_of(prediction), prediction.code, prediction.p_class, strict=True)
+    ]
+    write_csv(out, HEADER, rows, overwrite)
+    trained_on = "simulated spectra: a lesson, not a measurement" if meta["data"] == "simulated" else "real spectra"
+    print(f"{len(used)} types in {out} (network trained on {trained_on})" + (f"; {bad} files left out" if bad else ""))
+    return 1 if bad else 0
