@@ -70,6 +70,7 @@ def _against(results: dict[str, evaluate.Result]) -> Figure:
     for axis in (ax.xaxis, ax.yaxis):
         _class_axis(axis)
     ax.grid(which="minor", color="0.9", lw=0.8)
+    ax.set_axisbelow(True)
     ax.set_aspect("equal")
     ax.legend(loc="upper left", fontsize=9)
     ax.set_title(f"Predicted against catalogued type ({next(iter(results.values())).stars.kind} spectra, test stars)")
@@ -142,7 +143,8 @@ def _examples(result: evaluate.Result, kind: str) -> Figure:
         ax.text(0.01 if rising else 0.99, 0.86, label, transform=ax.transAxes, ha="left" if rising else "right",
                 va="top", fontsize=9, bbox=box)  # fmt: skip
     for name, wave in _FEATURES.items():
-        axes[0, 0].text(wave, 1.04, name, transform=axes[0, 0].get_xaxis_transform(), ha="center", fontsize=8)
+        side = {"G": "right", "Hγ": "left"}.get(name, "center")  # these two are neighbours
+        axes[0, 0].text(wave, 1.04, name, transform=axes[0, 0].get_xaxis_transform(), ha=side, fontsize=8)
     axes[-1, 0].set(xlim=(3900, 6800), xlabel="wavelength in air / Å")
     figure.supylabel("flux as the network reads it", fontsize=10)
     figure.suptitle(f"One test spectrum of each class: catalogue → prediction ({kind})", fontsize=11)
@@ -161,8 +163,9 @@ def _training(meta: dict[str, Any]) -> Figure:
     left.legend()
     right.plot(epoch, [row["val_sigma"] for row in history], color=COLOURS[1], label="σ of the code / subclasses")
     right.set(xlabel="epoch", ylabel="σ / subclasses", yscale="log")
-    right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter("{x:g}")
+    for ax in (left, right):
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
     best = min(history, key=lambda row: row["val_loss"])
     right.axvline(best["epoch"], color="0.6", lw=1)
     right.set_title(f"validation; the best epoch, {best['epoch']:.0f}, is kept", fontsize=10)

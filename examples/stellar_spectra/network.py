@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,10 +100,10 @@ def with_head(network: Any, hidden: int, rng: np.random.Generator) -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, BINS)), network.with_head(OUTPUTS, hidden, rng=rng))
 
 
-def star_loss(model: nn.Module, batch: tuple[np.ndarray, ...]) -> Tensor:
+def star_loss(model: nn.Module, batch: tuple[np.ndarray, ...], class_weight: np.ndarray | None = None) -> Tensor:
     """Huber loss of the code + cross-entropy of the class and, where it is known, of the luminosity class.
 
-    batch: flux (N, 580), scaled code (N,), class (N,), luminosity (N,) with −100 where unknown.
+    batch: flux (N, 580), scaled code (N,), class (N,), luminosity (N,) with −100 where unknown; class_weight (7,).
     """
     flux, code, cls, lum = batch
     out = model(Tensor(flux))
@@ -113,7 +114,7 @@ def star_loss(model: nn.Module, batch: tuple[np.ndarray, ...]) -> Tensor:
 
     # an error of .3 class, three subclasses, is where the Huber loss turns from square to straight: labels err too
     loss = 5 * F.huber_loss(out[:, :, 0], np.tile(code, (m, 1)), delta=0.3)
-    loss = loss + 0.5 * F.cross_entropy(scores(1, len(CLASSES)), np.tile(cls, m))
+    loss = loss + 0.5 * F.cross_entropy(scores(1, len(CLASSES)), np.tile(cls, m), weight=class_weight)
     if (lum >= 0).any():
         loss = loss + 0.3 * F.cross_entropy(scores(1 + len(CLASSES), len(LUMINOSITIES)), np.tile(lum, m))
     return loss
@@ -190,11 +191,14 @@ def train(
         "counts": {name: len(index) for name, index in parts.items()},
         "seen": sorted({stars.stars[i] for part in ("train", "validation") for i in parts[part]}),
     }  # fmt: skip
+    # The rare count more, by the square root: unweighted, the few O stars would all be called B.
+    counts = np.maximum(np.bincount(training.classes(), minlength=len(CLASSES)), 1)
+    weight = (np.sqrt(counts.mean() / counts)).astype(np.float32)
     transform = jitter(settings.jitter) if settings.jitter else None
     optimizer = optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     history = fit(
         model,
-        star_loss,
+        partial(star_loss, class_weight=weight),
         optimizer,
         DataLoader(TensorDataset(*arrays(training)), settings.batch_size, shuffle=True, rng=rng, transform=transform),
         DataLoader(TensorDataset(*arrays(validation)), 256),
