@@ -187,7 +187,8 @@ def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
         except (InputError, ValueError) as error:
             print(f"left out: {path.name} line {number}: {error}", file=sys.stderr)
             continue
-        yield spectrum, codes.parse(row["spectral_type"]), star_key(row.get("star") or row["file"]), library, row["file"]
+        star = star_key(row.get("star") or row["file"])
+        yield spectrum, codes.parse(row["spectral_type"]), star, library, row["file"]
 
 
 def _packed(path: Path) -> Iterator[_Row]:
@@ -239,4 +240,3 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-

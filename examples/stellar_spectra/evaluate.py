@@ -106,11 +106,10 @@ def tables(results: dict[str, Result], meta: dict[str, Any]) -> list[Table]:
         [*(row(name, r.errors) for name, r in results.items()), *LITERATURE],
         f"Network: {describe(meta)}. {TAGS}",
     )
-    units_rows = [
-        [name, r.errors["n"], *(f"{r.errors[k]:.1f}" for k in ("mean", "sigma", "rms", "mae", "sigma68"))]
-        + [f"{r.errors['code_class_accuracy']:.3f}"]
-        for name, r in results.items()
-    ]
+    units_rows: list[list[object]] = []
+    for name, r in results.items():
+        values = [f"{r.errors[k]:.1f}" for k in ("mean", "sigma", "rms", "mae", "sigma68")]
+        units_rows.append([name, r.errors["n"], *values, f"{r.errors['code_class_accuracy']:.3f}"])
     units_rows.append(["Jacoby -> CFLIB: MLP [code]", 850, "-34.8", "245.8", "", "", "", ""])
     units = Table(
         "The same in units of the code 1000·A1 + 100·A2 + 2·A3 + 1.5",
@@ -122,14 +121,11 @@ def tables(results: dict[str, Result], meta: dict[str, Any]) -> list[Table]:
         "Share of each class recognised",
         ["test stars", *CLASSES],
         [
-            *(
-                [name, *(_share(r, k) for k in range(len(CLASSES)))]
-                for name, r in results.items()
-            ),
+            *([name, *(_share(r, k) for k in range(len(CLASSES)))] for name, r in results.items()),
             ["talk's network [second-hand]", *(f"{PER_CLASS[c]:.2f}" for c in CLASSES)],
         ],
-        "right/all",
-    )  # fmt: skip
+        "In brackets: right/all.",
+    )
     last = list(results)[-1]
     matrix = confusion(results[last])
     confused = Table(

@@ -86,7 +86,8 @@ def _residuals(result: evaluate.Result, kind: str) -> Figure:
     e = result.errors
     left.axvline(e["mean"] / SUBCLASS, color=COLOURS[1], lw=1.5)
     left.set(xlabel="predicted − catalogue / subclasses\n(beyond ±8 in the last bins)", ylabel="number of stars")
-    left.set_title(f"mean {e['mean'] / SUBCLASS:+.2f}, σ {e['sigma'] / SUBCLASS:.2f}, σ68 {e['sigma68'] / SUBCLASS:.2f}")
+    mean, sigma, sigma68 = (e[k] / SUBCLASS for k in ("mean", "sigma", "sigma68"))
+    left.set_title(f"mean {mean:+.2f}, σ {sigma:.2f}, σ68 {sigma68:.2f}")
     cls = result.stars.classes()
     wrong = result.prediction.p_class.argmax(1) != cls
     for mask, colour, mark, label in (

@@ -173,8 +173,9 @@ def train(
     The test part is not looked at. InputError if a part is empty.
     """
     parts = data.split(stars, fold=settings.fold, seed=settings.seed)
+    counts = ", ".join(f"{len(index)} {name}" for name, index in parts.items())
     if any(len(index) == 0 for index in parts.values()):
-        raise InputError(f"too few typed spectra for three parts: {({k: len(v) for k, v in parts.items()})}")
+        raise InputError(f"too few typed spectra for three parts: {counts}")
     training, validation = stars.take(parts["train"]), stars.take(parts["validation"])
     rng = minidl.manual_seed(settings.seed)
     mean, scale = training.flux.mean(0), training.flux.std(0) + 0.02
@@ -192,8 +193,8 @@ def train(
         "seen": sorted({stars.stars[i] for part in ("train", "validation") for i in parts[part]}),
     }  # fmt: skip
     # The rare count more, by the square root: unweighted, the few O stars would all be called B.
-    counts = np.maximum(np.bincount(training.classes(), minlength=len(CLASSES)), 1)
-    weight = (np.sqrt(counts.mean() / counts)).astype(np.float32)
+    numbers = np.maximum(np.bincount(training.classes(), minlength=len(CLASSES)), 1)
+    weight = np.sqrt(numbers.mean() / numbers).astype(np.float32)
     transform = jitter(settings.jitter) if settings.jitter else None
     optimizer = optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     history = fit(

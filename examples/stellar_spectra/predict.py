@@ -47,10 +47,8 @@ def predict(
     if not used:
         raise InputError(f"none of the {len(files)} files holds a usable spectrum; nothing written")
     prediction = apply(model, np.stack(flux))
-    rows = [
-        [file, kind, f"{code:.1f}", *(f"{p:.4f}" for p in p_class)]
-        for file, kind, code, p_class in zip(used, types_of(prediction), prediction.code, prediction.p_class, strict=True)
-    ]
+    columns = zip(used, types_of(prediction), prediction.code, prediction.p_class, strict=True)
+    rows = [[file, kind, f"{code:.1f}", *(f"{p:.4f}" for p in p_class)] for file, kind, code, p_class in columns]
     write_csv(out, HEADER, rows, overwrite)
     trained_on = "simulated spectra: a lesson, not a measurement" if meta["data"] == "simulated" else "real spectra"
     print(f"{len(used)} types in {out} (network trained on {trained_on})" + (f"; {bad} files left out" if bad else ""))

@@ -1,4 +1,4 @@
-"""The stellar part of `make reproduce`: real MILES and STELIB spectra where they can be fetched, else simulated ones."""
+"""The stellar part of `make reproduce`: real MILES and STELIB spectra where pip brings them, else simulated ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reproduce(out: Path, *, seed: int = 0, threads: int | None = None) -> Sectio
     return Section(
         TITLE,
         "A network of twenty tanh neurons, the talk's, reads 580 fluxes from 3900 to 6800 Å and gives the code "
-        f"1000·A1 + 100·A2 + 2·A3 + 1.5 of class, subclass and luminosity; two more heads give their probabilities. {where}",
+        f"1000·A1 + 100·A2 + 2·A3 + 1.5 of class, subclass and luminosity; two heads more give probabilities. {where}",
         f"python -m examples.reproduce --only stellar_spectra --seed {seed}",
         "real (MILES, STELIB)" if real else "simulated",
         tables=evaluate.tables(results, meta),

@@ -176,7 +176,7 @@ def intrinsic(star: Star) -> np.ndarray:
     tau += hydride * np.exp(-np.maximum(5210 - WAVE, 0) / 70) * (WAVE < 5211)
     oxide = molecules * 1.0 / (1 + math.exp((star.teff - 3450) / 170))
     for head, relative in _TIO:
-        tau += oxide * relative * np.where(WAVE >= head, np.exp(-(WAVE - head) / 110), 0.0)
+        tau += oxide * relative * np.exp(-np.maximum(WAVE - head, 0) / 110) * (head <= WAVE)
     planck = (5550 / WAVE) ** 5 / np.expm1(1.4388e8 / (WAVE * star.teff))
     jump = 0.25 * hydrogen / (1 + hydrogen)
     planck *= 1 - jump / (1 + np.exp((WAVE - 3680) / 15))  # the Balmer jump at 3646 Å, blurred by the merging lines
@@ -223,7 +223,7 @@ def draw(rng: np.random.Generator) -> tuple[SpectralType, Star]:
 
 
 def simulate(out: Path, *, n: int, seed: int = 0, overwrite: bool = False, progress: bool = True) -> None:
-    """Write `n` simulated spectra as 1-D FITS with labels.csv and about.json into the folder `out`, whole or not at all.
+    """Write `n` simulated spectra as 1-D FITS with labels.csv and about.json into the folder `out`, all or none.
 
     The header of each file says SIMULATED = T; the star's name holds the seed, so that two folders share no star.
     """

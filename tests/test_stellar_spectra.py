@@ -1,0 +1,565 @@
+"""Stellar spectra: codes, readers of every format, preprocessing, bad input, a small run from end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.common import InputError, run_command
+from examples.stellar_spectra import codes, data, evaluate, fetch, network, preprocess, readers, simulate
+from examples.stellar_spectra.__main__ import run
+from examples.stellar_spectra.codes import CLASSES, LUMINOSITIES, SpectralType
+from examples.stellar_spectra.preprocess import CENTRES, Spectrum
+
+fits = pytest.importorskip("astropy.io.fits")
+
+WAVE = np.arange(3700.0, 7000.0)
+
+
+def a_flux(wave: np.ndarray = WAVE) -> np.ndarray:
+    """A smooth continuum with a line, positive everywhere."""
+    return 2 + np.sin(wave / 500) - np.exp(-(((wave - 4861) / 8) ** 2))
+
+
+def command(*words: object) -> int:
+    return run_command(run, [str(w) for w in words])
+
+
+# --- codes ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_type_survives_the_code():
+    for cls in CLASSES:
+        for half in range(20):
+            for lum in LUMINOSITIES:
+                kind = SpectralType(cls, half / 2, lum)
+                assert codes.decode(codes.encode(kind)) == kind
+                assert codes.parse(str(kind)) == kind
+
+
+def test_the_code_is_that_of_gulati():
+    assert codes.encode(SpectralType("B", 2, "I")) == 2201.5
+    assert codes.encode(SpectralType("G", 9.5, "V")) == 5959.5
+    assert str(codes.decode(5209.5)) == "G2V"
+
+
+def test_a_predicted_code_gets_the_nearest_type():
+    assert codes.decode(5995)[:2] == ("K", 0)  # nearer to K0 than to G9.5
+    assert codes.decode(-1e9)[:2] == ("O", 0)
+    assert codes.decode(1e9)[:2] == ("M", 9.5)
+    with pytest.raises(ValueError, match="not a number"):
+        codes.decode(float("nan"))
+
+
+@pytest.mark.parametrize("kind", [SpectralType("G"), SpectralType("L", 2.0, "V"), SpectralType("G", 10.0, "V")])
+def test_what_has_no_code_is_refused(kind):
+    with pytest.raises(ValueError, match="no code"):
+        codes.encode(kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("G2V", "G2V"), ("K0III", "K0III"), ("G9.5 IV", "G9.5IV"), ("K3Ibvar", "K3I"), ("M2.5 III", "M2.5III"),
+        ("B1 IV-V", "B1IV"), ("G8/K0III", "G8III"), ("F7/F8II", "F7II"), ("M4-5 II", "M4II"), ("K3II/IIICNv", "K3II"),
+        ("G6 IV + M6 V", "G6IV"), ("07Ia", "O7I"), ("A3Ia+...", "A3I"), ("A0p(SiCrSr)", "A0"), ("F5 VI", "F5"),
+        ("sdF2:", "F2"), ("dM2", "M2V"), ("gK0", "K0III"), ("Am", "A"), ("KIIvw", "KII"), ("K3 (232078)", "K3"),
+        ("  F0   V ", "F0V"), ("F5Vawva", "F5V"), ("M6Svar", "M6"), ("A1Ia0", "A1I"),
+    ],
+)  # fmt: skip
+def test_types_as_catalogues_print_them(text, expected):
+    assert str(codes.parse(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "AGB", "WN", "DA:", "C", "S?", "R...", "L0", "T2", "III", "CV", "A10", None]
+)
+def test_what_is_no_type_is_none(text):
+    assert codes.parse(text) is None
+
+
+def test_one_star_has_one_key():
+    assert data.star_key("HD 048682A") == data.star_key("HD48682") == "HD48682"
+    assert data.star_key("BD+08 3095") == data.star_key("BD+083095") != data.star_key("BD-083095")
+    assert data.star_key("HD 020902         Cl") == "HD20902"
+
+
+# --- preprocessing -------------------------------------------------------------------------------------------------
+
+
+def spectrum(flux: np.ndarray, wave: np.ndarray = WAVE, good: np.ndarray | None = None, **extra) -> Spectrum:
+    return Spectrum(wave, flux, np.ones(len(wave), bool) if good is None else good, **extra)
+
+
+def test_a_constant_stays_constant_even_where_masked():
+    good = np.ones(len(WAVE), bool)
+    good[500:540] = False
+    flux, measured = preprocess.to_bins(spectrum(np.where(good, 7.0, np.nan), good=good), 2.5)
+    assert np.abs(flux[measured] - 7).max() <= 1e-9
+    assert 0 < (~measured).sum() < 12
+    assert np.abs(preprocess.prepare(spectrum(np.full(len(WAVE), 7.0))) - 1).max() <= 1e-6
+
+
+@pytest.mark.parametrize("own", [1.5, 2.5, 4.0])
+def test_a_line_gets_the_common_width(own):
+    """Widths of Gaussians add in squares; bins of 5 Å add 25/12 Å² to the variance, averaged over line positions."""
+    wave = np.arange(3700.0, 7000.0, 0.3)
+    variances = []
+    for centre in np.arange(5000.0, 5005.0, 0.25):
+        flux = np.exp(-4 * np.log(2) * ((wave - centre) / own) ** 2)
+        binned, _ = preprocess.to_bins(spectrum(flux, wave), own)
+        mean = (binned * CENTRES).sum() / binned.sum()
+        assert abs(mean - centre) <= 0.35
+        variances.append((binned * (CENTRES - centre) ** 2).sum() / binned.sum() - 25 / 12)
+    assert abs(np.sqrt(8 * np.log(2) * np.mean(variances)) - 4.5) <= 0.05
+
+
+def test_flux_is_conserved_and_coarser_spectra_are_left():
+    wave = np.sort(np.random.default_rng(0).uniform(3700, 7000, 4000))
+    flux = np.exp(-(((wave - 5000) / 3.0) ** 2))
+    for own in (2.5, 8.0):
+        binned, _ = preprocess.to_bins(spectrum(flux, wave), own)
+        assert abs(binned.sum() * 5 / np.trapezoid(flux, wave) - 1) <= 1e-3
+    assert np.array_equal(preprocess.smooth(flux, 0), flux)
+
+
+def test_a_gap_in_the_wavelengths_is_no_measurement():
+    keep = (WAVE < 5000) | (WAVE > 5100)
+    _, measured = preprocess.to_bins(spectrum(a_flux()[keep], WAVE[keep]), 2.5)
+    assert (~measured).sum() in (19, 20, 21)
+    assert not measured[(CENTRES > 5010) & (CENTRES < 5090)].any()
+
+
+def test_the_continuum_forgets_slopes():
+    tilted = a_flux() * np.exp((WAVE - 5500) / 3000)
+    plain, bent = (preprocess.prepare(spectrum(f), how="continuum") for f in (a_flux(), tilted))
+    assert np.abs(plain - bent)[30:-30].max() <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (spectrum(a_flux(), WAVE + 5000), "do not meet"),
+        (spectrum(a_flux(), WAVE / 10), "nm"),
+        (spectrum(a_flux()[:1500], WAVE[:1500]), "is measured; 65%"),
+        (spectrum(a_flux()[::40], WAVE[::40]), "too coarse"),
+        (spectrum(-a_flux()), "no light near 5550"),
+        (spectrum(np.zeros(len(WAVE))), "no light"),
+    ],
+)
+def test_unusable_spectra_are_refused(made, message):
+    with pytest.raises(InputError, match=message):
+        preprocess.prepare(made)
+
+
+# --- readers -------------------------------------------------------------------------------------------------------
+
+
+def write_image(path: Path, flux: np.ndarray, **header: object) -> Path:
+    hdu = fits.PrimaryHDU(flux)
+    for key, value in header.items():
+        hdu.header[key.replace("_", "-") if key == "DC_FLAG" else key] = value
+    hdu.writeto(path)
+    return path
+
+
+def check(path: Path, wave: np.ndarray = WAVE, tolerance: float = 1e-3) -> Spectrum:
+    found = readers.read(path)
+    assert found.wave.dtype == np.float64 and found.wave.dtype.isnative and found.flux.dtype.isnative
+    assert np.abs(found.wave - wave).max() <= tolerance
+    assert np.abs(found.flux - a_flux(wave)).max() <= 1e-3
+    return found
+
+
+def test_linear_fits(tmp_path):
+    header = {"CRVAL1": 3700.0, "CRPIX1": 1.0, "SPECTYPE": "G2V", "OBJECT": "Sun", "FWHM": 2.5}
+    one = write_image(tmp_path / "a.fits", a_flux().astype(">f4"), CDELT1=1.0, **header)
+    found = check(one)
+    assert (found.name, found.sptype, found.fwhm, found.good.all()) == ("Sun", "G2V", 2.5, True)
+    check(write_image(tmp_path / "b.fits", a_flux()[None], CD1_1=1.0, CRVAL1=3701.0, CRPIX1=2.0))
+    nm = {"CRVAL1": 370.0, "CDELT1": 0.1, "CUNIT1": "nm"}
+    check(write_image(tmp_path / "c.fits", a_flux(), **nm))
+
+
+@pytest.mark.parametrize("flag", [{"DC_FLAG": 1}, {"CTYPE1": "WAVE-LOG"}])
+def test_log_fits(tmp_path, flag):
+    wave = 10 ** (3.57 + 1e-4 * np.arange(2700))
+    check(write_image(tmp_path / "a.fits", a_flux(wave), CRVAL1=3.57, CDELT1=1e-4, **flag), wave)
+
+
+def write_sdss(path: Path, z: float = 0.0, upper: bool = True) -> np.ndarray:
+    """A spec file as the SDSS makes it, with one bad pixel -> its wavelengths in air, at rest."""
+    loglam = 3.57 + 1e-4 * np.arange(2800)
+    rest_air = readers.vacuum_to_air(10**loglam / (1 + z))
+    ivar = np.ones(2800)
+    ivar[10] = 0
+    names = ["flux", "loglam", "ivar", "and_mask", "or_mask"]
+    arrays = [a_flux(rest_air), loglam, ivar, np.zeros(2800), np.zeros(2800)]
+    coadd = fits.BinTableHDU.from_columns(
+        [fits.Column(name=n.upper() if upper else n, array=x, format="E") for n, x in zip(names, arrays, strict=True)],
+        name="COADD",
+    )
+    columns = [("CLASS", "STAR", "6A"), ("SUBCLASS", "K1 (12345)", "21A"), ("Z", z, "E")]
+    spall = fits.BinTableHDU.from_columns([fits.Column(name=n, array=[v], format=f) for n, v, f in columns])
+    fits.HDUList([fits.PrimaryHDU(), coadd, spall]).writeto(path)
+    return rest_air
+
+
+@pytest.mark.parametrize("upper", [True, False])
+def test_sdss_spec(tmp_path, upper):
+    wave = write_sdss(tmp_path / "spec-1234-56789-0001.fits", z=0.001, upper=upper)
+    found = readers.read(tmp_path / "spec-1234-56789-0001.fits")
+    assert np.abs(found.wave / wave - 1).max() <= 1e-6  # loglam is stored as float32
+    assert not found.good[10] and found.good.sum() == 2799
+    assert str(codes.parse(found.sptype)) == "K1"
+
+
+def test_vacuum_to_air_as_the_sdss_prints_it():
+    """Hα: 6564.61 Å in vacuum, 6562.79 in air; [O III] 5008.24 and 5006.84 (the SDSS's table of lines)."""
+    air = readers.vacuum_to_air(np.array([6564.61, 5008.24]))
+    assert np.abs(air - [6562.79, 5006.84]).max() <= 0.02
+
+
+def test_sdss_spspec(tmp_path):
+    wave = 10 ** (3.57 + 1e-4 * np.arange(2800))
+    error = np.ones(2800)
+    error[5] = 0
+    rows = np.stack([a_flux(readers.vacuum_to_air(wave)), np.zeros(2800), error, np.zeros(2800), np.zeros(2800)])
+    write_image(tmp_path / "spSpec.fit", rows, COEFF0=3.57, COEFF1=1e-4, Z=0.0)
+    found = readers.read(tmp_path / "spSpec.fit")
+    assert np.abs(found.wave - readers.vacuum_to_air(wave)).max() <= 1e-3 and not found.good[5] and found.good[6]
+
+
+@pytest.mark.parametrize(
+    ("title", "form"),
+    [
+        ("# wavelength flux\n", "{:.2f} {:.6f}"),
+        ("wavelength,flux,error\n", "{:.2f}, {:.6f}, 0.1"),
+        ("", "{:.2f}\t{:.6f}"),
+    ],
+)
+def test_text(tmp_path, title, form):
+    path = tmp_path / "star.txt"
+    lines = [form.format(w, f) for w, f in zip(WAVE, a_flux(), strict=True)]
+    path.write_text(title + "\n".join(lines) + "\n; the end\n")
+    check(path)
+    path.write_text("\r\n".join(reversed(lines)))  # descending, as some write it
+    check(path)
+
+
+def test_fill_values_nan_and_zero_are_no_measurement(tmp_path):
+    flux = a_flux()
+    flux[100:140], flux[200], flux[300] = 0.0001, np.nan, 0.0
+    found = readers.read(write_image(tmp_path / "a.fits", flux, CRVAL1=3700.0, CDELT1=1.0))
+    assert not found.good[100:140].any() and not found.good[200] and not found.good[300] and found.good.sum() == 3258
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """File name -> what must be said of it."""
+    flux, line = a_flux(), {"CRVAL1": 3700.0, "CDELT1": 1.0}
+    (folder / "empty.fits").write_bytes(b"")
+    write_image(folder / "whole.fits", flux, **line)
+    (folder / "truncated.fits").write_bytes((folder / "whole.fits").read_bytes()[:9000])
+    (folder / "header.fits").write_bytes((folder / "whole.fits").read_bytes()[:100])
+    (folder / "whole.fits").unlink()
+    write_image(folder / "nan.fits", np.full(3300, np.nan), **line)
+    write_image(folder / "nowave.fits", flux)
+    write_image(folder / "image.fits", np.ones((50, 60)), **line)
+    write_image(folder / "unit.fits", flux, CUNIT1="furlong", **line)
+    write_image(folder / "log.fits", flux, DC_FLAG=1, **line)
+    write_image(folder / "infrared.fits", flux, CRVAL1=15000.0, CDELT1=1.0)
+    write_image(folder / "short.fits", flux[:1000], **line)
+    write_image(folder / "text.fits", flux, CRVAL1="here", CDELT1=1.0)
+    (folder / "noise.bin").write_bytes(bytes(range(256)) * 20)
+    (folder / "words.txt").write_text("these are\nno numbers at all\n")
+    (folder / "one.txt").write_text("\n".join(str(w) for w in WAVE))
+    (folder / "broken.txt").write_text("4000 1\n4001 2\nhere it ends\n")
+    (folder / "back.txt").write_text("\n".join(f"{w} 1.{k}" for k, w in enumerate([*WAVE[:50], *WAVE[40:90]])))
+    (folder / "nm.txt").write_text("\n".join(f"{w / 10} {f}" for w, f in zip(WAVE, a_flux(), strict=True)))
+    return {
+        "empty.fits": "empty", "truncated.fits": "damaged", "header.fits": "damaged", "nan.fits": "no pixel",
+        "nowave.fits": "CRVAL1", "image.fits": "one spectrum", "unit.fits": "furlong", "log.fits": "absurd",
+        "infrared.fits": "do not meet", "short.fits": "is measured", "text.fits": "damaged", "noise.bin": "neither",
+        "words.txt": "neither", "one.txt": "neither", "broken.txt": "line 3", "back.txt": "do not ascend",
+        "nm.txt": "Å are needed", "missing.fits": "No such file",
+    }  # fmt: skip
+
+
+# --- folders and the split -----------------------------------------------------------------------------------------
+
+
+def some_stars(n: int = 200) -> data.Stars:
+    """Spectra of two libraries that share most of their stars."""
+    types = [SpectralType(CLASSES[i % 7], float(i % 10), "V") for i in range(n)]
+    names = [f"HD{i}" for i in range(n)]
+    return data.Stars(
+        np.zeros((2 * n, 580), np.float32), types * 2, names * 2, ["one"] * n + ["two"] * n, names * 2, "simulated"
+    )
+
+
+def test_no_star_is_on_two_sides_of_the_split():
+    stars = some_stars()
+    tested = []
+    for fold in range(5):
+        parts = data.split(stars, fold=fold)
+        keys = {name: {stars.stars[i] for i in index} for name, index in parts.items()}
+        assert not keys["train"] & keys["test"] and not keys["train"] & keys["validation"]
+        assert not keys["validation"] & keys["test"]
+        assert sorted(np.concatenate(list(parts.values()))) == list(range(400))
+        tested += sorted(keys["test"])
+        assert {stars.types[i].cls for i in parts["test"]} == set(CLASSES)
+    assert sorted(tested) == sorted(stars.stars[:200])  # each star is tested once
+
+
+def test_a_star_under_another_kind_of_name_is_never_tested():
+    stars = some_stars()
+    stars.stars[3] = stars.stars[203] = "SAO81993"
+    for fold in range(5):
+        assert {3, 203} <= set(data.split(stars, fold=fold)["train"])
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("spectra") / "simulated"
+    assert command("simulate", "--out", folder, "--n", 160, "--seed", 3) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(simulated, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    assert command("train", "--data", simulated, "--out", path, "--members", 1, "--epochs", 12) == 0
+    return path
+
+
+def test_simulated_spectra_say_so(simulated, capsys):
+    header = fits.getheader(next(iter(sorted(simulated.glob("*.fits")))))
+    assert header["SIMULATED"] is True
+    assert json.loads((simulated / "about.json").read_text())["kind"] == "simulated"
+    stars = data.load(simulated, how="5550")
+    assert len(stars) == 160 and stars.kind == "simulated" and set(stars.classes()) == set(range(7))
+
+
+def test_simulated_stars_follow_the_spectral_sequence():
+    """Hβ is strongest at A0, Ca II K grows to G, TiO appears in M, and supergiants have narrow Balmer lines."""
+
+    def depth(position: float, wave: float, lum: str = "V", half: float = 5.0) -> float:
+        star = simulate.Star(simulate.temperature(position, lum), simulate.gravity(position, lum))
+        flux = simulate.intrinsic(star)
+        side = np.abs(np.abs(simulate.WAVE - wave) - 60) < 8
+        return 1 - flux[np.abs(simulate.WAVE - wave) < half].mean() / flux[side].mean()
+
+    balmer = [depth(p, 4861) for p in (0.5, 3.0 - 1.0, 3.0 + 0.5, 5.0)]
+    assert np.argmax(balmer) == 1
+    assert depth(1.5, 3934) < depth(3.0, 3934) < depth(4.2, 3934)
+    assert depth(6.5, 6190, half=15) > depth(6.0, 6190, half=15) > depth(5.0, 6190, half=15) - 0.02
+    assert depth(2.0, 4861, "I", half=15) < 0.7 * depth(2.0, 4861, "V", half=15)
+
+
+def test_extinction_is_the_law_of_cardelli():
+    """A(λ)/A(V) in B and V for R = 3.1: 1.32 and 1.00 (Cardelli et al. 1989, table 3: 1.337 and 1)."""
+    assert np.abs(simulate.extinction(np.array([4400.0, 5495.0])) / 3.1 - [1.33, 1.0]).max() <= 0.02
+
+
+def test_from_simulation_to_prediction(simulated, weights, tmp_path, capsys):
+    out = tmp_path / "report"
+    assert command("evaluate", "--data", simulated, "--weights", weights, "--out", out) == 0
+    text = capsys.readouterr().out
+    assert "simulated" in text and "[second-hand]" in text and "Sharma" in text
+    assert {p.name for p in out.glob("*.png")} == {
+        "predicted_against_catalogue.png", "residuals.png", "confusion.png", "examples.png", "training.png"
+    }  # fmt: skip
+    with open(out / "errors_units.csv") as file:
+        row = next(csv.DictReader(file))
+    assert float(row["sigma"]) < 700  # a chance order of classes would give 2000
+    files = sorted(simulated.glob("*.fits"))[:3]
+    table = tmp_path / "types.csv"
+    assert command("predict", *files, "--weights", weights, "--out", table) == 0
+    with open(table) as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "spectral_type", "code", *(f"p_{c}" for c in CLASSES)]
+    assert [r["file"] for r in rows] == [str(f) for f in files]
+    for row in rows:
+        assert codes.parse(row["spectral_type"]).lum is not None
+        assert abs(sum(float(row[f"p_{c}"]) for c in CLASSES) - 1) <= 1e-3
+
+
+@pytest.mark.parametrize("kind", ["cnn", "autoencoder"])
+def test_other_networks_train_and_predict(simulated, kind, tmp_path):
+    stars = data.load(simulated, how="continuum")
+    settings = network.Settings(network=kind, members=2, epochs=1, pretrain=1, normalisation="continuum")
+    model, meta = network.train(stars, tmp_path / "w.safetensors", settings, progress=False)
+    again, same = network.load(tmp_path / "w.safetensors")
+    assert same["settings"] == meta["settings"]
+    one, two = network.apply(model, stars.flux[:4]), network.apply(again, stars.flux[:4])
+    assert all(np.array_equal(x, y) for x, y in zip(one, two, strict=True))
+    assert np.abs(one.p_class.sum(1) - 1).max() <= 1e-5
+
+
+def test_a_resumed_training_ends_with_the_same_bits(simulated, tmp_path, monkeypatch):
+    stars = data.load(simulated, how="5550")
+    settings = network.Settings(members=2, epochs=4)
+    network.train(stars, tmp_path / "whole.safetensors", settings, progress=False)
+
+    class KilledError(Exception):
+        pass
+
+    seen = 0
+
+    def killed(*args):
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            raise KilledError
+        return 0.0
+
+    monkeypatch.setattr(network, "_accuracy", killed)
+    with pytest.raises(KilledError):
+        network.train(stars, tmp_path / "part.safetensors", settings, progress=False)
+    monkeypatch.undo()
+    network.train(stars, tmp_path / "part.safetensors", settings, resume=True, progress=False)
+    whole, part = (network.load(tmp_path / f"{n}.safetensors")[0].state_dict() for n in ("whole", "part"))
+    assert all(np.array_equal(whole[k], part[k]) for k in whole)
+
+
+def test_the_network_has_not_seen_what_it_is_tested_on(simulated, weights):
+    stars = data.load(simulated, how="5550")
+    _, meta = network.load(weights)
+    left = evaluate.unseen(stars, meta)
+    assert not set(left.stars) & set(meta["seen"]) and len(left) == meta["counts"]["test"]
+
+
+def test_types_keep_class_and_subclass_together():
+    p = np.zeros((2, 7))
+    p[0, 4] = p[1, 5] = 1
+    lum = np.tile([0, 0, 0, 0, 1.0], (2, 1))
+    prediction = network.Prediction(np.array([6030.0, 5830.0]), p, lum, np.zeros(2))
+    assert [str(t) for t in evaluate.types_of(prediction)] == ["G9.5V", "K0V"]
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+def one_line(capsys) -> str:
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error:")]
+    assert "Traceback" not in error and len(lines) == 1, error
+    return lines[0]
+
+
+def test_bad_files_are_reported_and_the_rest_goes_on(simulated, weights, tmp_path, capsys):
+    said = bad_files(tmp_path)
+    good = sorted(simulated.glob("*.fits"))[0]
+    out = tmp_path / "out.csv"
+    assert command("predict", *(tmp_path / n for n in said), good, "--weights", weights, "--out", out) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == len(said)
+    for line, (name, words) in zip(lines, said.items(), strict=True):
+        assert name in line and words in line, line
+    with open(out) as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [str(good)]
+
+
+def test_nothing_is_written_if_no_file_can_be_used(weights, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    out = tmp_path / "out.csv"
+    assert command("predict", tmp_path / "empty.txt", "--weights", weights, "--out", out) == 2
+    assert "none of the 1 files" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--out", "{tmp}/w.st", "--data", "{tmp}/nowhere"], "no such data folder"),
+        (["train", "--out", "{tmp}/w.st", "--data", "{tmp}"], "neither labels.csv nor"),
+        (["train", "--out", "{weights}", "--data", "{sim}"], "exists already"),
+        (["train", "--out", "{tmp}/w.st", "--data", "{sim}", "--fold", "7"], "fold 7"),
+        (["train", "--out", "{tmp}/w.st", "--data", "{sim}", "--epochs", "0"], "must be positive"),
+        (["train", "--out", "{tmp}/w.st", "--data", "{sim}", "--jitter", "-1"], "cannot be negative"),
+        (["train", "--out", "{tmp}/w.st", "--data", "{sim}", "--libraries", "miles"], "no library miles"),
+        (["evaluate", "--out", "{tmp}/e", "--data", "{sim}", "--weights", "{tmp}/no.st"], "no such weights"),
+        (["evaluate", "--out", "{tmp}/e", "--data", "{sim}", "--weights", "{broken}"], "truncated or no safetensors"),
+        (["evaluate", "--out", "{sim}", "--data", "{sim}", "--weights", "{weights}"], "exists already"),
+        (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{foreign}"], "was not written by"),
+        (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{weights}", "--fwhm", "-1"], "--fwhm"),
+        (["simulate", "--out", "{tmp}/s", "--n", "0"], "at least one"),
+        (["simulate", "--out", "{sim}", "--n", "1"], "exists already"),
+        (["simulate", "--out", "{other}", "--n", "1", "--overwrite"], "not made by this program"),
+    ],
+)
+def test_wrong_commands_end_in_one_line(words, message, simulated, weights, tmp_path, capsys):
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "foreign.st")
+    (tmp_path / "broken.st").write_bytes(weights.read_bytes()[:5000])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    places = {"tmp": tmp_path, "sim": simulated, "weights": weights, "foreign": tmp_path / "foreign.st",
+              "broken": tmp_path / "broken.st", "other": tmp_path / "mine"}  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    assert command(*(w.format(**places) for w in words)) == 2
+    assert message in one_line(capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_labels_that_cannot_be_used(tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("name,type\na,G2V\n")
+    assert command("train", "--data", tmp_path, "--out", tmp_path / "w.st") == 2
+    assert "columns file and spectral_type" in one_line(capsys)
+    write_image(tmp_path / "a.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0)
+    (tmp_path / "labels.csv").write_text("file,spectral_type\na.fits,G2V\nb.fits,K0III\n")
+    assert command("train", "--data", tmp_path, "--out", tmp_path / "w.st") == 2
+    error = capsys.readouterr().err
+    assert "line 3" in error and "too few typed spectra" in error
+
+
+# --- fetch ---------------------------------------------------------------------------------------------------------
+
+
+def test_fetch_reads_a_wheel(tmp_path, monkeypatch, capsys):
+    templates = "mangadap/data/spectral_templates/"
+    write_image(tmp_path / "s.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0, SPECTYPE="K4III")
+    plain = (tmp_path / "s.fits").read_bytes()
+    table = "HD000001               0007   123   G3 V            5305   4.49   -0.75   SKC           E   \n"
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr(templates + "miles/MILES_res2.50_star_m0007V.fits", plain)
+        wheel.writestr(templates + "miles/paramsMILES_v9.1.txt", "Name  MILES\n - - -\n" + table)
+        wheel.writestr(templates + "stelib/STELIB_v3.2_HD009138lp.fits", plain)
+        wheel.writestr("mangadap/code.py", "raise SystemExit")
+    monkeypatch.setattr(fetch, "pip_archive", lambda *_: tmp_path / "a.whl")
+    assert command("fetch", "--out", tmp_path / "real") == 0
+    assert "acknowledge" in capsys.readouterr().out
+    stars = data.load(tmp_path / "real", how="5550")
+    assert stars.kind == "real" and stars.libraries == ["miles", "stelib"] and stars.stars == ["HD1", "HD9138"]
+    assert [str(t) for t in stars.types] == ["G3V", "K4III"]
+    assert sorted(p.name for p in (tmp_path / "real").iterdir()) == ["about.json", "labels.csv", "miles", "stelib"]
+
+
+def test_fetch_without_a_network_says_so(tmp_path, monkeypatch, capsys):
+    def refused(*_):
+        raise InputError("could not fetch sdss-mangadap==4.5.0: no network")
+
+    monkeypatch.setattr(fetch, "pip_archive", refused)
+    assert command("fetch", "--out", tmp_path / "real") == 2
+    assert "could not fetch" in one_line(capsys) and not (tmp_path / "real").exists()
+
+
+# --- real spectra --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.data
+def test_real_stars(real_data, tmp_path):
+    stars = data.load(real_data("spectra"), how="5550", libraries=["cflib_dev", "miles"])
+    model, meta = network.train(
+        stars, tmp_path / "w.safetensors", network.Settings(members=1, epochs=30), progress=False
+    )
+    result = evaluate.test(model, evaluate.unseen(stars, meta))["cflib_dev"]
+    assert result.errors["n"] > 100
+    assert result.errors["sigma"] <= 300
+    assert result.errors["class_accuracy"] >= 0.8
