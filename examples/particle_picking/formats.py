@@ -1,0 +1,309 @@
+"""Micrographs in, coordinates in and out: MRC, PNG, JPEG; RELION .star, EMAN .box, crYOLO .cbox, CSV.
+
+Everywhere in this program a position is a particle's centre in pixels, x = column, y = row, (0, 0) the centre of the first
+stored pixel, no flip; each format's own convention is met here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from examples.common import InputError
+from minidl.checkpoint import atomic_write
+
+MRC_SUFFIXES = (".mrc", ".map", ".mrc.gz", ".mrc.bz2", ".map.gz", ".map.bz2")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+COORDINATE_SUFFIXES = (".star", ".cbox", ".box", ".csv")
+
+
+def stem(path: str | Path) -> str:
+    """Name of a micrograph or coordinate file without folder and suffix: `a/m1.mrc.gz` -> `m1`, `m1_autopick.star` -> `m1`."""
+    name = Path(path).name
+    for suffix in sorted(MRC_SUFFIXES + IMAGE_SUFFIXES + COORDINATE_SUFFIXES, key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    return name.removesuffix("_autopick")
+
+
+def is_micrograph(path: Path) -> bool:
+    """Whether the name says MRC, PNG or JPEG."""
+    return path.name.lower().endswith(MRC_SUFFIXES + IMAGE_SUFFIXES)
+
+
+# ------------------------------------------------------------------------------------------------------ micrographs
+
+
+def read_micrograph(path: str | Path) -> tuple[np.ndarray, float | None]:
+    """Read one micrograph -> image (H, W) float32 in the file's units, and its pixel size in Å (None if not stored).
+
+    MRC modes 0, 1, 2, 6, 12, plain, gzip or bzip2, with or without correct headers; PNG and JPEG of 8 or 16 bits (colour
+    becomes luminance). Raises InputError for anything that is not one image with contrast.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    if path.name.lower().endswith(MRC_SUFFIXES):
+        image, apix = _read_mrc(path)
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        image, apix = _read_picture(path), None
+    else:
+        raise InputError(f"{path}: cannot tell the format; give .mrc (also .gz, .bz2), .png or .jpg")
+    if image.ndim == 3 and image.shape[0] == 1:
+        image = image[0]
+    if image.ndim != 2:
+        raise InputError(f"{path}: holds {image.shape[0]} images; average a movie, or save one micrograph a file")
+    if min(image.shape) < 32:
+        raise InputError(f"{path}: only {image.shape[1]}x{image.shape[0]} pixels; a micrograph has at least 32x32")
+    image = np.array(image, np.float32, order="C")  # a copy: what mrcfile opens is read-only
+    finite = np.isfinite(image)
+    if not finite.all():
+        if finite.mean() < 0.9:
+            raise InputError(f"{path}: {1 - finite.mean():.0%} of the pixels are NaN or infinite")
+        image[~finite] = np.median(image[finite])
+    if image.min() == image.max():
+        raise InputError(f"{path}: every pixel is {image.flat[0]:g}; nothing to see")
+    return image, apix
+
+
+def pixel_size(path: Path) -> float | None:
+    """The pixel size in Å that an MRC header states (None if unset or another format)."""
+    return _read_mrc(path)[1] if path.name.lower().endswith(MRC_SUFFIXES) else None
+
+
+def _read_mrc(path: Path) -> tuple[np.ndarray, float | None]:
+    import mrcfile
+
+    packed = path.suffix.lower() in (".gz", ".bz2")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # permissive reading warns of every odd header; what matters is checked below
+            opened = mrcfile.open(path, permissive=True) if packed else mrcfile.mmap(path, permissive=True)
+            with opened as file:
+                if file.data is None:
+                    raise InputError(f"{path}: not a complete MRC file (truncated, or another format)")
+                if np.iscomplexobj(file.data):
+                    raise InputError(f"{path}: MRC of complex numbers (a transform), not an image")
+                size = float(file.voxel_size.x)
+                data = np.array(file.data, np.float32)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not a readable MRC file ({error})") from error
+    return data, size if np.isfinite(size) and size > 0 and size != 1.0 else None  # 0 and 1 mean "unset"
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            keep = picture.mode in ("L", "F") or picture.mode.startswith("I")
+            return np.asarray(picture if keep else picture.convert("L"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not a readable picture ({error})") from error
+
+
+def write_mrc(path: Path, image: np.ndarray, apix: float, label: str) -> None:
+    """Write `image` (H, W) of dtype int8, int16, uint16, float16 or float32 as MRC with its pixel size in Å and a label."""
+    import mrcfile
+
+    with atomic_write(path) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with mrcfile.new(part, overwrite=True) as file:
+            file.set_data(image)
+            file.voxel_size = apix
+            file.header.label[0] = label
+            file.header.nlabl = 1
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a class mask (PNG, 8 bit) -> (H, W) uint8 with the labels 0..3 and 255 (unlabelled)."""
+    mask = _read_picture(Path(path))
+    if mask.ndim != 2 or not np.isin(np.unique(mask), (0, 1, 2, 3, 255)).all():
+        raise InputError(f"{path}: a class mask holds only 0 background, 1 protein, 2 ice, 3 carbon, 255 unlabelled")
+    return mask.astype(np.uint8)
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a class mask (H, W) uint8 as PNG."""
+    from PIL import Image
+
+    with atomic_write(path) as part:
+        Image.fromarray(mask).save(part)
+
+
+# ------------------------------------------------------------------------------------------------------ coordinates
+
+
+@dataclass
+class Picks:
+    """Particle centres xy (n, 2) float64 in px, their scores (n,) (NaN where the file has none), and the box size in px."""
+
+    xy: np.ndarray
+    score: np.ndarray
+    size: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def above(self, threshold: float) -> Picks:
+        """Those with score >= threshold."""
+        keep = self.score >= threshold
+        return Picks(self.xy[keep], self.score[keep], self.size)
+
+
+def read_coordinates(path: str | Path, *, flip_height: int | None = None) -> Picks:
+    """Read particle centres from .star (RELION), .cbox (crYOLO), .box (EMAN) or .csv (columns x, y, maybe diameter, score).
+
+    `flip_height` H turns rows that were counted from the bottom: y -> H - y. Some published picks need it; nothing else does.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such coordinate file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file of coordinates") from error
+    readers = {".star": _from_star, ".cbox": _from_cbox, ".box": _from_box, ".csv": _from_csv}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"{path}: coordinates are read from {', '.join(COORDINATE_SUFFIXES)}")
+    picks = readers[path.suffix.lower()](path, text)
+    if not np.isfinite(picks.xy).all():
+        raise InputError(f"{path}: a coordinate is NaN or infinite")
+    if flip_height is not None:
+        picks.xy[:, 1] = flip_height - picks.xy[:, 1]
+    return picks
+
+
+Block = dict[str, list[str]]
+
+
+def parse_star(text: str, path: str | Path = "STAR text") -> dict[str, Block]:
+    """Read STAR text -> {block name: {label without underscore: values}}; a single item is a list of one.
+
+    Quotes, comments, CRLF and blank lines are accepted; the `#n` after a label is a comment like any other.
+    """
+    blocks: dict[str, Block] = {}
+    block: Block | None = None
+    labels: list[str] | None = None  # of the loop we are in
+    for number, line in enumerate(text.splitlines(), 1):
+        words = [a or b or c for a, b, c in re.findall(r"""(?:^|(?<=\s))(?:'([^']*)'|"([^"]*)"|(\#.*|\S+))""", line)]
+        words = words[: next((k for k, w in enumerate(words) if w.startswith("#")), None)]
+        if not words:
+            continue
+        first = words[0]
+        if first.lower().startswith("data_"):
+            block = blocks.setdefault(first[5:], {})
+            labels = None
+        elif block is None:
+            raise InputError(f"{path}: line {number}: not a STAR file (no data_ block before {first[:30]!r})")
+        elif first.lower() == "loop_":
+            labels = []
+        elif first.startswith("_") and labels is not None and not (labels and block[labels[0]]):
+            labels.append(first[1:])
+            block[first[1:]] = []
+        elif first.startswith("_"):
+            labels = None
+            block[first[1:]] = words[1:2]
+        elif not labels or len(words) != len(labels):
+            raise InputError(f"{path}: line {number}: {len(words)} values for {len(labels or [])} columns")
+        else:
+            for label, word in zip(labels, words, strict=True):
+                block[label].append(word)
+    return blocks
+
+
+def _numbers(path: Path, name: str, words: Sequence[str]) -> np.ndarray:
+    try:
+        return np.array(words, np.float64)
+    except ValueError as error:
+        raise InputError(f"{path}: column {name}: {error}") from error
+
+
+def _from_star(path: Path, text: str) -> Picks:
+    blocks = parse_star(text, path)
+    block = next((b for b in blocks.values() if "rlnCoordinateX" in b and "rlnCoordinateY" in b), None)
+    if block is None:
+        raise InputError(f"{path}: no block with _rlnCoordinateX and _rlnCoordinateY")
+    if len(set(block.get("rlnMicrographName", ()))) > 1:
+        raise InputError(f"{path}: particles of several micrographs; give one file a micrograph")
+    xy = np.stack([_numbers(path, f"_rlnCoordinate{c}", block[f"rlnCoordinate{c}"]) for c in "XY"], 1)
+    score = np.full(len(xy), np.nan)
+    if "rlnAutopickFigureOfMerit" in block:
+        score = _numbers(path, "_rlnAutopickFigureOfMerit", block["rlnAutopickFigureOfMerit"])
+        score[score == -999] = np.nan  # RELION's "not set"
+    return Picks(xy, score)
+
+
+def _from_cbox(path: Path, text: str) -> Picks:
+    block = parse_star(text, path).get("cryolo", {})
+    wanted = ("CoordinateX", "CoordinateY", "Width", "Height")
+    if missing := [f"_{name}" for name in wanted if name not in block]:
+        raise InputError(f"{path}: the block data_cryolo lacks {', '.join(missing)}")
+    x, y, w, h = (_numbers(path, f"_{name}", block[name]) for name in wanted)
+    score = _numbers(path, "_Confidence", block["Confidence"]) if "Confidence" in block else np.full(len(x), np.nan)
+    return Picks(np.stack([x + w / 2, y + h / 2], 1), score, float(w[0]) if len(w) else None)
+
+
+def _from_box(path: Path, text: str) -> Picks:
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    if any(len(row) < 4 for row in rows):
+        raise InputError(f"{path}: a line of a .box file is: x y width height")
+    table = _numbers(path, "x y width height", [row[:4] for row in rows]).reshape(-1, 4)
+    centre = table[:, :2] + table[:, 2:] / 2
+    return Picks(centre, np.full(len(table), np.nan), float(table[0, 2]) if len(table) else None)
+
+
+def _from_csv(path: Path, text: str) -> Picks:
+    rows = list(csv.DictReader(text.splitlines()))
+    names = next(csv.reader(text.splitlines()), [])
+    if "x" not in names or "y" not in names:
+        raise InputError(f"{path}: the first line of a .csv of coordinates names its columns: x,y[,diameter][,score]")
+    columns = {n: _numbers(path, n, [row[n] or "" for row in rows]) for n in ("x", "y", "score", "diameter") if n in names}
+    score = columns.get("score", np.full(len(rows), np.nan))
+    size = float(np.median(columns["diameter"])) if rows and "diameter" in columns else None
+    return Picks(np.stack([columns["x"], columns["y"]], 1), score, size)
+
+
+def write_star(path: Path, picks: Picks) -> None:
+    """Write RELION 3.1+ autopick coordinates: centres in px, figure of merit = score."""
+    labels = ("CoordinateX", "CoordinateY", "AutopickFigureOfMerit", "ClassNumber", "AnglePsi")
+    head = ["", "# version 30001", "", "data_", "", "loop_"]
+    head += [f"_rln{label} #{k}" for k, label in enumerate(labels, 1)]
+    rows = [
+        f"{x:12.6f} {y:12.6f} {-999.0 if np.isnan(s) else s:12.6f} {1:12d} {0:12.6f}"
+        for (x, y), s in zip(picks.xy, picks.score, strict=True)
+    ]
+    _write_lines(path, [*head, *rows, ""])
+
+
+def write_box(path: Path, picks: Picks, box: int) -> None:
+    """Write EMAN boxes: integer corner (centre − box/2, rounded) and size."""
+    corners = np.floor(picks.xy - box / 2 + 0.5).astype(int)
+    _write_lines(path, [f"{x}\t{y}\t{box}\t{box}" for x, y in corners])
+
+
+def write_cbox(path: Path, picks: Picks, box: int) -> None:
+    """Write crYOLO boxes with confidence: every candidate, so that the threshold can be moved later."""
+    labels = "CoordinateX CoordinateY CoordinateZ Width Height Depth EstWidth EstHeight Confidence NumBoxes Angle".split()
+    head = ["", "data_global", "", "_cbox_format_version 1.0", "", "data_cryolo", "", "loop_"]
+    head += [f"_{label} #{k}" for k, label in enumerate(labels, 1)]
+    rows = [
+        f"{x:.4f} {y:.4f} <NA> {box} {box} <NA> {box} {box} {s:.6f} <NA> <NA>"
+        for (x, y), s in zip(picks.xy - box / 2, np.nan_to_num(picks.score), strict=True)
+    ]
+    _write_lines(path, [*head, *rows, "", "", "data_cryolo_include", "", "loop_", "_slice_index #1", ""])
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with atomic_write(path) as part:
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
