@@ -14,6 +14,11 @@ from examples.particle_picking.formats import Picks
 FLOOR = 0.05  # candidates below this score are kept nowhere: noise
 
 
+def rim_distance(enhanced: Enhanced) -> np.ndarray:
+    """Distance (h, w) in working px of every pixel to the rim of the live image."""
+    return ndimage.distance_transform_edt(np.pad(enhanced.live, 1))[1:-1, 1:-1]
+
+
 def find_picks(
     probability: np.ndarray, enhanced: Enhanced, *, smooth: float = 0.12, distance: float = 0.45, border: float = 0.5
 ) -> Picks:
@@ -25,8 +30,7 @@ def find_picks(
     """
     heat = ndimage.gaussian_filter(probability * enhanced.live, smooth * WORKING, mode="constant")
     peak = (heat == ndimage.maximum_filter(heat, 3)) & (heat >= FLOOR)
-    inside = np.pad(enhanced.live, 1)
-    peak &= (ndimage.distance_transform_edt(inside)[1:-1, 1:-1] >= border * WORKING)
+    peak &= rim_distance(enhanced) >= border * WORKING
     rows, columns = np.nonzero(peak)
     score = heat[rows, columns]
     order = np.argsort(-score, kind="stable")
