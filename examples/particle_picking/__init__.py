@@ -1,9 +1,9 @@
 """Find protein particles in cryo-EM micrographs with a U-Net: simulate, train, evaluate, predict.
 
-A micrograph is a noisy projection image of thousands of frozen molecules. The program enhances its contrast, labels every
-pixel as background, protein, ice or carbon (semantic segmentation, as CASSPER does), and turns the protein map into particle
-centres in the files that RELION, EMAN and crYOLO read. Reading order: simulate, formats, data, enhance, picking, network,
-evaluate.
+A micrograph is a noisy projection image of thousands of frozen molecules. The program enhances its contrast, labels
+every pixel as background, protein, ice or carbon (semantic segmentation, as CASSPER does), and turns the protein map
+into particle centres in the files that RELION, EMAN and crYOLO read. Reading order: simulate, formats, data, enhance,
+picking, network, evaluate.
 """
 
 CLASSES = ("background", "protein", "ice", "carbon")

@@ -1,7 +1,9 @@
-"""Folders of micrographs with particle centres, the split by micrograph, and the one labelled micrograph that pip can fetch.
+"""Folders of micrographs with particle centres, the split by micrograph, and the one labelled micrograph that pip can
+fetch.
 
-A data folder holds images/ (MRC, PNG, JPEG) and, under the same names, coords/ (.star, .cbox, .box, .csv), and where there
-are any semantic/*.png (class masks) and pickers/NAME/*.star (other programs' picks, rows counted from the bottom).
+A data folder holds images/ (MRC, PNG, JPEG) and, under the same names, coords/ (.star, .cbox, .box, .csv), and where
+there are any semantic/*.png (class masks) and pickers/NAME/*.star (other programs' picks, rows counted from the
+bottom).
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Collection:
-    """A data folder: `kind` "real" or "simulated", particle `diameter` in px, `apix` in Å/px (None if unknown), its entries."""
+    """A data folder: `kind` "real" or "simulated", particle `diameter` in px, `apix` in Å/px (None if unknown), its
+    entries.
+    """
 
     folder: Path
     kind: str
@@ -45,8 +49,35 @@ class Collection:
         return [entry for entry in self.entries if entry.name in names]
 
 
-def open_collection(folder: Path, *, diameter: float | None = None, apix: float | None = None) -> Collection:
-    """List a data folder (or the first folder inside it that has images/); raises InputError if nothing can be learned there."""
+Diameter = tuple[float, str]  # a number and its unit, "px" or "A"
+
+
+def parse_diameter(text: str) -> Diameter:
+    """Read "108" or "108px" -> (108, "px"), "190A" or "190Å" -> (190, "A"); ValueError for anything else."""
+    value, unit = text.strip(), "px"
+    for suffix in ("px", "Å", "A"):
+        if value.endswith(suffix):
+            value, unit = value[: -len(suffix)], "px" if suffix == "px" else "A"
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{text!r} is not a diameter")
+    return number, unit
+
+
+def in_pixels(diameter: Diameter, apix: float | None) -> float:
+    """A diameter in px, for images of `apix` Å/px; raises InputError for one in Å and an unknown pixel size."""
+    number, unit = diameter
+    if unit == "px":
+        return number
+    if not apix:
+        raise InputError("the pixel size is not in the files: give --apix, or the diameter in px")
+    return number / apix
+
+
+def open_collection(folder: Path, *, diameter: Diameter | None = None, apix: float | None = None) -> Collection:
+    """List a data folder (or the first folder inside it that has images/); raises InputError if nothing can be learned
+    there.
+    """
     if not (folder / "images").is_dir():
         folder = next((sub for sub in sorted(folder.glob("*")) if (sub / "images").is_dir()), folder)
     images = sorted(path for path in (folder / "images").glob("*") if formats.is_micrograph(path))
@@ -68,13 +99,17 @@ def open_collection(folder: Path, *, diameter: float | None = None, apix: float 
     )
     if not coords:
         raise InputError(f"{folder}: no coordinates in {folder / 'coords'} ({', '.join(formats.COORDINATE_SUFFIXES)})")
-    if diameter is None:
-        diameter = about.get("diameter") or formats.read_coordinates(next(iter(coords.values()))).size
-    if diameter is None:
-        raise InputError(f"{folder}: the particle diameter is not in its files; give --diameter PX")
     if apix is None:
         apix = about.get("apix") or formats.pixel_size(images[0])
-    return Collection(folder, about.get("kind", "real"), float(diameter), apix, entries)
+    if diameter is not None:
+        across = in_pixels(diameter, apix)
+    else:
+        across = about.get("diameter") or formats.read_coordinates(next(iter(coords.values()))).size
+        if across is None:
+            raise InputError(
+                f"{folder}: the particle diameter is not in its files; give --diameter, as 108 (px) or 190A (Å)"
+            )
+    return Collection(folder, about.get("kind", "real"), float(across), apix, entries)
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -118,10 +153,11 @@ FETCHED = ("micrograph-cleaner-em==1.0.2", "dd8b526fbf8134cb28d39a2df267391687ce
 
 
 def fetch(out: Path, *, overwrite: bool = False) -> None:
-    """Write one real micrograph with a large ice crystal, its automatic RELION picks and contamination mask to the folder `out`.
+    """Write one real micrograph with a large ice crystal, its automatic RELION picks and contamination mask to the
+    folder `out`.
 
-    From the tests of the package micrograph-cleaner-em (Sanchez-Garcia et al. 2020). The picks are a program's, made before
-    cleaning: most sit on contamination. It shows what ice looks like; it is no truth to train on.
+    From the tests of the package micrograph-cleaner-em (Sanchez-Garcia et al. 2020). The picks are a program's, made
+    before cleaning: most sit on contamination. It shows what ice looks like; it is no truth to train on.
     """
     import mrcfile
 

@@ -41,8 +41,8 @@ class Enhanced:
 def dead_border(image: np.ndarray) -> tuple[int, int, int, int]:
     """Rows and columns (top, bottom, left, right) that repeat their neighbour, as drift correction leaves them.
 
-    A row is dead if it differs from the next by less than a quarter of what the middle row does; the border ends with the
-    last dead row in the outer eighth of the image (filters may have smeared life into its rim).
+    A row is dead if it differs from the next by less than a quarter of what the middle row does; the border ends with
+    the last dead row in the outer eighth of the image (filters may have smeared life into its rim).
     """
     widths = []
     for axis in (0, 1):
@@ -55,9 +55,11 @@ def dead_border(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def downsample(image: np.ndarray, factor: float) -> tuple[np.ndarray, tuple[float, float]]:
-    """Low-pass and shrink by cutting the Fourier transform: image (H, W) -> about (H/factor, W/factor), and the exact scale.
+    """Low-pass and shrink by cutting the Fourier transform: image (H, W) -> about (H/factor, W/factor), and the exact
+    scale.
 
-    Pixel (0, 0) keeps its place. Everything above the new Nyquist frequency goes and nothing folds back; a Gaussian falls to 1/e at it against ringing.
+    Pixel (0, 0) keeps its place. Everything above the new Nyquist frequency goes and nothing folds back; a Gaussian
+    falls to 1/e at it against ringing.
     """
     tall, wide = image.shape
     pad_y, pad_x = (fft.next_fast_len(n + max(16, n // 16), real=True) - n for n in (tall, wide))
@@ -75,20 +77,28 @@ def downsample(image: np.ndarray, factor: float) -> tuple[np.ndarray, tuple[floa
 def enhance(image: np.ndarray, diameter: float) -> Enhanced:
     """Enhance a micrograph (H, W) whose particles are `diameter` px across.
 
-    Outliers beyond 7 robust deviations are cut, the image is low-passed and shrunk until a particle spans WORKING pixels, the
-    slow background (a Gaussian of one diameter) is taken off, and what stays is divided by its local deviation (Gaussian of two
-    diameters) so that thick and thin ice look alike. Dead borders count nowhere. Raises InputError for an absurd diameter.
+    A plane is taken off, outliers beyond 7 robust deviations are cut, the image is low-passed and shrunk until a
+    particle spans WORKING pixels, the slow background (a Gaussian of one diameter) is taken off, and what stays is
+    divided by its local deviation (Gaussian of two diameters) so that thick and thin ice look alike. Dead borders
+    count nowhere. Raises InputError for an absurd diameter.
     """
     if not 4 <= diameter <= min(image.shape) / 4:
         raise InputError(
-            f"a particle of {diameter:.3g} px in a micrograph of {image.shape[1]}x{image.shape[0]} px: --diameter must be"
-            f" between 4 px and a quarter of the micrograph"
+            f"a particle of {diameter:.3g} px in a micrograph of {image.shape[1]}x{image.shape[0]} px: --diameter must"
+            " be between 4 px and a quarter of the micrograph"
         )
     top, bottom, left, right = dead_border(image)
-    inner = image[top : image.shape[0] - bottom, left : image.shape[1] - right]
-    middle = np.median(inner[::4, ::4])
-    spread = 1.4826 * np.median(np.abs(inner[::4, ::4] - middle)) + 1e-6 * max(1.0, abs(middle))
-    flat = np.clip((image - middle) / spread, -7, 7).astype(np.float32)
+    yy, xx = (np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape)
+    sample = np.s_[top : image.shape[0] - bottom : 8, left : image.shape[1] - right : 8]
+    flat = image
+    for _ in range(2):  # the second time without the outliers that pulled at the first
+        some = flat[sample]
+        middle = np.median(some)
+        spread = 1.4826 * np.median(np.abs(some - middle)) + 1e-6 * max(1.0, abs(middle))
+        flat = np.clip((flat - middle) / spread, -7, 7)
+        terms = [np.broadcast_to(t, image.shape)[sample].ravel() for t in (yy[:, None], xx[None], np.float32(1))]
+        slope = np.linalg.lstsq(np.stack(terms, 1), flat[sample].ravel(), rcond=None)[0]
+        flat = flat - slope[0] * yy[:, None] - slope[1] * xx[None]
     small, scale = downsample(flat, diameter / WORKING)
     h, w = small.shape
     edges = np.ceil([top * scale[0], bottom * scale[0], left * scale[1], right * scale[1]]).astype(int)

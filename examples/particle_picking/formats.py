@@ -1,7 +1,7 @@
 """Micrographs in, coordinates in and out: MRC, PNG, JPEG; RELION .star, EMAN .box, crYOLO .cbox, CSV.
 
-Everywhere in this program a position is a particle's centre in pixels, x = column, y = row, (0, 0) the centre of the first
-stored pixel, no flip; each format's own convention is met here and nowhere else.
+Everywhere in this program a position is a particle's centre in pixels, x = column, y = row, (0, 0) the centre of the
+first stored pixel, no flip; each format's own convention is met here and nowhere else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ COORDINATE_SUFFIXES = (".star", ".cbox", ".box", ".csv")
 
 
 def stem(path: str | Path) -> str:
-    """Name of a micrograph or coordinate file without folder and suffix: `a/m1.mrc.gz` -> `m1`, `m1_autopick.star` -> `m1`."""
+    """Name of a micrograph or coordinate file without folder and suffix: `a/m1.mrc.gz` -> `m1`, `m1_autopick.star` ->
+    `m1`.
+    """
     name = Path(path).name
     for suffix in sorted(MRC_SUFFIXES + IMAGE_SUFFIXES + COORDINATE_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
@@ -44,8 +46,8 @@ def is_micrograph(path: Path) -> bool:
 def read_micrograph(path: str | Path) -> tuple[np.ndarray, float | None]:
     """Read one micrograph -> image (H, W) float32 in the file's units, and its pixel size in Å (None if not stored).
 
-    MRC modes 0, 1, 2, 6, 12, plain, gzip or bzip2, with or without correct headers; PNG and JPEG of 8 or 16 bits (colour
-    becomes luminance). Raises InputError for anything that is not one image with contrast.
+    MRC modes 0, 1, 2, 6, 12, plain, gzip or bzip2, with or without correct headers; PNG and JPEG of 8 or 16 bits
+    (colour becomes luminance). Raises InputError for anything that is not one image with contrast.
     """
     path = Path(path)
     if not path.is_file():
@@ -86,7 +88,7 @@ def _read_mrc(path: Path) -> tuple[np.ndarray, float | None]:
     packed = path.suffix.lower() in (".gz", ".bz2")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # permissive reading warns of every odd header; what matters is checked below
+            warnings.simplefilter("ignore")  # of odd headers: what matters is checked below
             opened = mrcfile.open(path, permissive=True) if packed else mrcfile.mmap(path, permissive=True)
             with opened as file:
                 if file.data is None:
@@ -113,7 +115,9 @@ def _read_picture(path: Path) -> np.ndarray:
 
 
 def write_mrc(path: Path, image: np.ndarray, apix: float, label: str) -> None:
-    """Write `image` (H, W) of dtype int8, int16, uint16, float16 or float32 as MRC with its pixel size in Å and a label."""
+    """Write `image` (H, W) of dtype int8, int16, uint16, float16 or float32 as MRC with its pixel size in Å and a
+    label.
+    """
     import mrcfile
 
     with atomic_write(path) as part, warnings.catch_warnings():
@@ -146,7 +150,9 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 @dataclass
 class Picks:
-    """Particle centres xy (n, 2) float64 in px, their scores (n,) (NaN where the file has none), and the box size in px."""
+    """Particle centres xy (n, 2) float64 in px, their scores (n,) (NaN where the file has none), and the box size in
+    px.
+    """
 
     xy: np.ndarray
     score: np.ndarray
@@ -162,9 +168,11 @@ class Picks:
 
 
 def read_coordinates(path: str | Path, *, flip_height: int | None = None) -> Picks:
-    """Read particle centres from .star (RELION), .cbox (crYOLO), .box (EMAN) or .csv (columns x, y, maybe diameter, score).
+    """Read particle centres from .star (RELION), .cbox (crYOLO), .box (EMAN) or .csv (columns x, y, maybe diameter,
+    score).
 
-    `flip_height` H turns rows that were counted from the bottom: y -> H - y. Some published picks need it; nothing else does.
+    `flip_height` H turns rows that were counted from the bottom: y -> H - y. Some published picks need it; nothing
+    else does.
     """
     path = Path(path)
     if not path.is_file():
@@ -268,7 +276,9 @@ def _from_csv(path: Path, text: str) -> Picks:
     names = next(csv.reader(text.splitlines()), [])
     if "x" not in names or "y" not in names:
         raise InputError(f"{path}: the first line of a .csv of coordinates names its columns: x,y[,diameter][,score]")
-    columns = {n: _numbers(path, n, [row[n] or "" for row in rows]) for n in ("x", "y", "score", "diameter") if n in names}
+    columns = {
+        n: _numbers(path, n, [row[n] or "" for row in rows]) for n in ("x", "y", "score", "diameter") if n in names
+    }
     score = columns.get("score", np.full(len(rows), np.nan))
     size = float(np.median(columns["diameter"])) if rows and "diameter" in columns else None
     return Picks(np.stack([columns["x"], columns["y"]], 1), score, size)
@@ -294,9 +304,9 @@ def write_box(path: Path, picks: Picks, box: int) -> None:
 
 def write_cbox(path: Path, picks: Picks, box: int) -> None:
     """Write crYOLO boxes with confidence: every candidate, so that the threshold can be moved later."""
-    labels = "CoordinateX CoordinateY CoordinateZ Width Height Depth EstWidth EstHeight Confidence NumBoxes Angle".split()
+    names = "CoordinateX CoordinateY CoordinateZ Width Height Depth EstWidth EstHeight Confidence NumBoxes Angle"
     head = ["", "data_global", "", "_cbox_format_version 1.0", "", "data_cryolo", "", "loop_"]
-    head += [f"_{label} #{k}" for k, label in enumerate(labels, 1)]
+    head += [f"_{label} #{k}" for k, label in enumerate(names.split(), 1)]
     rows = [
         f"{x:.4f} {y:.4f} <NA> {box} {box} <NA> {box} {box} {s:.6f} <NA> <NA>"
         for (x, y), s in zip(picks.xy - box / 2, np.nan_to_num(picks.score), strict=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 import minidl
 from examples.common import InputError
@@ -25,7 +24,8 @@ TASK = "particle_picking"
 
 
 def labels(enhanced: Enhanced, xy: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Training labels (h, w) int64: a disc at each centre xy (n, 2, original px) is protein; ice and carbon from `mask`.
+    """Training labels (h, w) int64: a disc at each centre xy (n, 2, original px) is protein; ice and carbon from
+    `mask`.
 
     Within half a particle of the rim nothing is labelled (IGNORE): particles there are not marked.
     """
@@ -109,7 +109,9 @@ def _tiles(prepared: list[Prepared], side: int) -> data.TensorDataset:
 
 
 def class_weights(prepared: list[Prepared]) -> np.ndarray:
-    """Weight 1/√frequency for each class (4,), at most 10 times background's, mean 1 over pixels; 0 for one never labelled."""
+    """Weight 1/√frequency for each class (4,), at most 10 times background's, mean 1 over pixels; 0 for one never
+    labelled.
+    """
     counts = sum(np.bincount(item.label[item.label != IGNORE], minlength=len(CLASSES)) for item in prepared)
     share = counts / max(counts.sum(), 1)
     weight = np.where(share > 0, np.sqrt(share[0] / np.maximum(share, 1e-12)), 0).clip(0, 10)
@@ -118,7 +120,7 @@ def class_weights(prepared: list[Prepared]) -> np.ndarray:
 
 @dataclass
 class Picker:
-    """A trained network and what it must be told: `meta` holds network, classes, threshold, data kind, split, history."""
+    """A trained network and what it must be told: `meta` has network, classes, threshold, data kind, split, history."""
 
     model: models.UNet
     meta: dict[str, Any]
@@ -129,7 +131,9 @@ class Picker:
         return float(self.meta["threshold"])
 
     def segment(self, enhanced: Enhanced, tile: int = 512, margin: int = 64) -> np.ndarray:
-        """Class probabilities (4, h, w) float32, tile by tile so that memory stays bounded; `margin` px are seen around each."""
+        """Class probabilities (4, h, w) float32, tile by tile so that memory stays bounded; `margin` px are seen
+        around each.
+        """
         h, w = enhanced.image.shape
         step = 2**self.model.depth
         padded = np.pad(enhanced.image, ((margin, margin + -h % step), (margin, margin + -w % step)), mode="symmetric")
@@ -166,17 +170,19 @@ def load_picker(path: Path) -> Picker:
 
 
 def class_mask(probability: np.ndarray, enhanced: Enhanced) -> np.ndarray:
-    """The likeliest class of every original pixel (H, W) uint8, probabilities (4, h, w) interpolated linearly; dead border 0."""
+    """The likeliest class of every original pixel (H, W) uint8, probabilities (4, h, w) interpolated linearly; dead
+    border 0.
+    """
     from PIL import Image
 
     tall, wide = enhanced.shape
     (sy, sx) = enhanced.scale
-    box = (1.5 - sx / 2, 1.5 - sy / 2, 1.5 - sx / 2 + wide * sx, 1.5 - sy / 2 + tall * sy)  # in the padded working image
+    left, top = 1.5 - sx / 2, 1.5 - sy / 2  # where the original's corner lies in the working image padded by 1
     best, mask = np.zeros((tall, wide), np.float32), np.zeros((tall, wide), np.uint8)
     for k, field in enumerate(probability * enhanced.live):
         picture = Image.fromarray(np.pad(field, 1, mode="edge"))
-        limit = (*box[:2], min(box[2], picture.width), min(box[3], picture.height))
-        full = np.asarray(picture.resize((wide, tall), Image.Resampling.BILINEAR, box=limit))
+        box = (left, top, min(left + wide * sx, picture.width), min(top + tall * sy, picture.height))
+        full = np.asarray(picture.resize((wide, tall), Image.Resampling.BILINEAR, box=box))
         mask[full > best] = k
         np.maximum(best, full, out=best)
     return mask
@@ -198,7 +204,8 @@ def train_picker(
 ) -> Picker:
     """Train on random crops of the training micrographs; validation picks the best epoch and the threshold.
 
-    Class-weighted cross-entropy, AdamW, cosine schedule. `state` is where training is kept after each epoch, for `resume`.
+    Class-weighted cross-entropy, AdamW, cosine schedule. `state` is where training is kept after each epoch, for
+    `resume`.
     """
     from tqdm import tqdm
 
@@ -213,7 +220,9 @@ def train_picker(
     step = 2**depth
     side = min([CROP] + [min(item.label.shape) // step * step for item in ready.values()])
     if side < 4 * step:
-        raise InputError(f"{collection.folder}: micrographs span too few particle diameters ({side / WORKING:.1f}) to train on")
+        raise InputError(
+            f"{collection.folder}: micrographs span too few particle diameters ({side / WORKING:.1f}) to train on"
+        )
 
     network = {"in_channels": 1, "classes": len(CLASSES), "width": width, "depth": depth}
     model = models.UNet(**network)
@@ -256,5 +265,3 @@ def train_picker(
     meta["threshold"] = curve.best()
     meta["validation"] = {"f1": float(curve.f1.max()), "average_precision": curve.average_precision}
     return picker
-
-

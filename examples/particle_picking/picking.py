@@ -22,11 +22,12 @@ def rim_distance(enhanced: Enhanced) -> np.ndarray:
 def find_picks(
     probability: np.ndarray, enhanced: Enhanced, *, smooth: float = 0.12, distance: float = 0.45, border: float = 0.5
 ) -> Picks:
-    """Local maxima of the smoothed protein probability (h, w) -> centres in original px with the smoothed value as score.
+    """Local maxima of the smoothed protein probability (h, w) -> centres in original px with the smoothed value as
+    score.
 
-    Lengths in particle diameters: `smooth` the Gaussian's σ, `distance` the least between two centres (the higher score
-    stays), `border` the least from the rim of the live image. Sub-pixel by a parabola through three neighbours in x and in y.
-    All candidates with a score of FLOOR or more are kept: thresholds come later.
+    Lengths in particle diameters: `smooth` the Gaussian's σ, `distance` the least between two centres (the higher
+    score stays), `border` the least from the rim of the live image. Sub-pixel by a parabola through three neighbours
+    in x and in y. All candidates with a score of FLOOR or more are kept: thresholds come later.
     """
     heat = ndimage.gaussian_filter(probability * enhanced.live, smooth * WORKING, mode="constant")
     peak = (heat == ndimage.maximum_filter(heat, 3)) & (heat >= FLOOR)
@@ -57,10 +58,11 @@ def _vertex(heat: np.ndarray, rows: np.ndarray, columns: np.ndarray, axis: int) 
 
 
 def match(truth: np.ndarray, found: np.ndarray, radius: float) -> np.ndarray:
-    """Match centres one to one, the nearest pair first: index of the true centre for each found one, −1 if none within radius.
+    """Match centres one to one, the nearest pair first: index of the true centre for each found one, −1 if none within
+    radius.
 
-    truth (n, 2), found (m, 2) -> (m,) int. Pairs come from a k-d tree. (An optimal assignment finds at most a pair more or two
-    in 700 on the micrographs here.)
+    truth (n, 2), found (m, 2) -> (m,) int. Pairs come from a k-d tree. (An optimal assignment finds at most a pair
+    more or two in 700 on the micrographs here.)
     """
     owner = np.full(len(found), -1)
     if not len(truth) or not len(found):
@@ -142,7 +144,7 @@ class Curve:
 
 
 def curve(truths: list[np.ndarray], picks: list[Picks], radius: float, steps: int = 91) -> Curve:
-    """Precision and recall of all micrographs together, matched anew at each of `steps` thresholds from 0.05 to 0.95."""
+    """Precision and recall of the micrographs together, matched anew at `steps` thresholds from 0.05 to 0.95."""
     thresholds = np.linspace(FLOOR, 1 - FLOOR, steps)
     scores = []
     for threshold in thresholds:

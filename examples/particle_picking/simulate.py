@@ -1,7 +1,7 @@
 """Simulated micrographs of a molecule like beta-galactosidase: density, projection, microscope, ice, counts.
 
-Read it top to bottom to learn why particles are so hard to see. Lengths are in Å, images are (row y, column x). The molecule
-is a sum of Gaussian blobs, so its projection in any direction is exact and needs no interpolation.
+Read it top to bottom to learn why particles are so hard to see. Lengths are in Å, images are (row y, column x). The
+molecule is a sum of Gaussian blobs, so its projection in any direction is exact and needs no interpolation.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Microscope:
         return 12.2643 / np.sqrt(volts + 0.97845e-6 * volts**2)
 
     def ctf(self, k: np.ndarray) -> np.ndarray:
-        """Contrast transfer sin(χ + asin A) at spatial frequency k (1/Å), χ = π λ Δf k² − ½ π Cs λ³ k⁴, underfocus positive."""
+        """Contrast transfer sin(χ + asin A) at spatial frequency k (1/Å), χ = π λ Δf k² − ½ π Cs λ³ k⁴, underfocus
+        positive.
+        """
         chi = np.pi * self.wavelength * self.defocus * k**2 - 0.5 * np.pi * self.cs * 1e7 * self.wavelength**3 * k**4
         return np.sin(chi + np.arcsin(self.amplitude_contrast))
 
@@ -73,9 +75,11 @@ class Molecule:
 
 
 def molecule(blobs: int = 36, width: float = 9.0, seed: int = 465) -> Molecule:
-    """Four identical subunits of `blobs` blobs each, related by three twofold axes (point group D2), filling 180 x 130 x 95 Å.
+    """Four identical subunits of `blobs` blobs each, related by three twofold axes (point group D2), filling 180 x 130
+    x 95 Å.
 
-    One subunit fills a quarter of an ellipsoid, its blobs spread by farthest-point sampling; the symmetry makes the other three.
+    One subunit fills a quarter of an ellipsoid, its blobs spread by farthest-point sampling; the symmetry makes the
+    other three.
     """
     rng = np.random.default_rng(seed)
     axes = np.array(SIZE) / 2 - 1.5 * width  # a blob reaches about 1.5 σ beyond its centre
@@ -122,7 +126,9 @@ def _ice_crystal(rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray) -> np
 
 @dataclass
 class Micrograph:
-    """One simulated micrograph: electrons per pixel (H, W), true centres (n, 2) in px, class mask (H, W) uint8, its history."""
+    """One simulated micrograph: electrons per pixel (H, W), true centres (n, 2) in px, class mask (H, W) uint8, its
+    history.
+    """
 
     counts: np.ndarray
     xy: np.ndarray
@@ -136,14 +142,15 @@ def micrograph(
 ) -> Micrograph:
     """Simulate one field of `size` x `size` px: particles in ice, contaminated, through the microscope, counted.
 
-    I = dose·apix²·T·(1 − 2 F⁻¹[CTF·E·F φ]), counts ~ Poisson(I): φ the phase of protein, granular ice and carbon,
-    T = exp(−Σ thickness/free path) what inelastic scattering leaves. `particles` is the number tried; none lies on carbon,
-    in a crystal, or nearer than 0.6 diameters to another. Truth counts those at least half a diameter inside the frame.
+    I = dose·apix²·T·(1 − 2 F⁻¹[CTF·E·F φ]), counts ~ Poisson(I): φ the phase of protein, granular ice and carbon, T =
+    exp(−Σ thickness/free path) what inelastic scattering leaves. `particles` is the number tried; none lies on carbon,
+    in a crystal, or nearer than 0.6 diameters to another. Truth counts those at least half a diameter inside the
+    frame.
     """
     scope = Microscope(defocus=rng.uniform(14000, 30000), apix=apix)
     margin = int(np.ceil(150 / apix))  # the object goes on beyond the frame, so its edges look like its middle
     full = fft.next_fast_len(size + 2 * margin, real=True)
-    yy, xx = np.meshgrid(*[(np.arange(full) - margin) * apix] * 2, indexing="ij", sparse=True)  # Å from the frame's corner
+    yy, xx = (np.arange(full) - margin)[:, None] * apix, (np.arange(full) - margin)[None] * apix  # Å in the frame
     extent = size * apix
 
     ice = 450 * np.exp(rng.uniform(0.1, 0.35) * _smooth_field(rng, (full, full), 1.5))
@@ -153,7 +160,9 @@ def micrograph(
         reach = hole - rng.uniform(0.10, 0.35) * extent
         y0, x0 = extent / 2 + reach * np.sin(angle), extent / 2 + reach * np.cos(angle)
         film = 220 / (1 + np.exp(np.clip((hole - np.hypot(yy - y0, xx - x0)) / 12, -50, 50)))
-    crystal = sum((_ice_crystal(rng, yy, xx) for _ in range(rng.poisson(2.5 * (extent / 3600) ** 2))), np.zeros((full, full)))
+    crystal = sum(
+        (_ice_crystal(rng, yy, xx) for _ in range(rng.poisson(2.5 * (extent / 3600) ** 2))), np.zeros((full, full))
+    )
 
     mask = np.zeros((full, full), np.uint8)
     mask[crystal > 0] = 2
@@ -175,7 +184,9 @@ def micrograph(
     phase = SIGMA_300KV * protein
     grain = rng.normal(size=(full, full)) * (0.10 * np.sqrt(ice / 450) + 0.20 * film / 220) / apix * 3.54
     k = np.hypot(fft.fftfreq(full, apix)[:, None], fft.rfftfreq(full, apix)[None])
-    wave = fft.irfft2(fft.rfft2(phase + grain + SIGMA_300KV * 1.5 * crystal) * scope.ctf(k) * scope.envelope(k), (full, full))
+    wave = fft.irfft2(
+        fft.rfft2(phase + grain + SIGMA_300KV * 1.5 * crystal) * scope.ctf(k) * scope.envelope(k), (full, full)
+    )
     left = np.exp(-(ice + crystal) / FREE_PATH["ice"] - film / FREE_PATH["carbon"])
     expected = scope.dose * apix**2 * left * np.clip(1 - 2 * wave, 0.02, None)
     frame = slice(margin, margin + size)
@@ -200,7 +211,8 @@ def simulate(
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
-    """Write `n` simulated micrographs to the folder `out`: images/*.mrc, coords/*.star, semantic/*.png, dataset.json, README.txt.
+    """Write `n` simulated micrographs to the folder `out`: images/*.mrc, coords/*.star, semantic/*.png, dataset.json,
+    README.txt.
 
     A third of them shows the carbon edge. `size` in px, `apix` in Å/px, `mode` the MRC's number type.
     """
@@ -209,13 +221,18 @@ def simulate(
     if n < 1 or size < 128 or not 0.5 <= apix <= 12:
         raise InputError("simulate: n >= 1, size >= 128 px and 0.5 <= apix <= 12 Å/px are needed")
     refuse_existing(out, overwrite)
+    for old in out.glob("*/sim_*"):  # of a simulation that this one replaces
+        old.unlink()
     truth = []
     for k, stream in enumerate(tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=not progress)):
-        density = stream.uniform(0.75, 1.25) * 210 * (size * apix / 3625) ** 2  # particles tried, as dense as EMPIAR-10017
-        made = micrograph(stream, size=size, apix=apix, particles=round(density), carbon=k % 3 == 1)
+        tried = stream.uniform(0.75, 1.25) * 210 * (size * apix / 3625) ** 2  # as dense as on EMPIAR-10017
+        made = micrograph(stream, size=size, apix=apix, particles=round(tried), carbon=k % 3 == 1)
         name = f"sim_{seed}_{k:03d}"
         formats.write_mrc(
-            out / "images" / f"{name}.mrc", made.counts.astype(MODES[mode]), apix, "SIMULATED by minidl: not a real micrograph"
+            out / "images" / f"{name}.mrc",
+            made.counts.astype(MODES[mode]),
+            apix,
+            "SIMULATED by minidl: not a real micrograph",
         )
         formats.write_star(out / "coords" / f"{name}.star", formats.Picks(made.xy, np.ones(len(made.xy))))
         formats.write_mask(out / "semantic" / f"{name}.png", made.mask)
@@ -225,7 +242,7 @@ def simulate(
         part.write_text(json.dumps(about, indent=1) + "\n")
     with formats.atomic_write(out / "README.txt") as part:
         part.write_text(
-            f"SIMULATED micrographs ({n}), made by minidl's particle_picking simulate --seed {seed}. Nothing here was measured.\n"
-            "images/*.mrc electrons per pixel, coords/*.star true particle centres,\n"
-            "semantic/*.png classes: 0 background, 1 protein, 2 ice, 3 carbon.\n"
+            f"SIMULATED micrographs ({n}), made by minidl's particle_picking simulate --seed {seed}.\n"
+            "Nothing here was measured. images/*.mrc: electrons per pixel; coords/*.star: true particle centres;\n"
+            "semantic/*.png: classes 0 background, 1 protein, 2 ice, 3 carbon; dataset.json: the microscope of each.\n"
         )

@@ -1,0 +1,195 @@
+"""`python -m examples.particle_picking {simulate,fetch,train,evaluate,predict}`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from examples.common import InputError, add_output, data_folder, refuse_existing, run_command
+
+if TYPE_CHECKING:
+    from examples.particle_picking.data import Collection
+
+
+def _threshold(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return value
+
+
+def _diameter(text: str) -> tuple[float, str]:
+    from examples.particle_picking.data import parse_diameter
+
+    try:
+        return parse_diameter(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a diameter such as 108 (px) or 190A (Å)") from error
+
+
+def parser() -> argparse.ArgumentParser:
+    """The five commands and their options."""
+    top = argparse.ArgumentParser(prog="particle_picking", description="Find protein particles in cryo-EM micrographs.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+
+    def add_data(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--data", type=Path, help="folder with images/ and coords/ (else $MINIDL_DATA/micrographs)")
+        sub.add_argument(
+            "--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å), if not in the folder"
+        )
+        sub.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the files")
+        sub.add_argument("--threads", type=_count, help="threads of the kernels; default all cores")
+
+    sim = command("simulate", "make micrographs of a molecule like beta-galactosidase, with truth")
+    sim.add_argument("--n", type=_count, default=12, help="number of micrographs")
+    sim.add_argument("--seed", type=int, default=0, help="random seed")
+    sim.add_argument("--size", type=_count, default=1024, help="side in px")
+    sim.add_argument("--apix", type=_positive, default=3.54, help="pixel size in Å")
+    sim.add_argument("--mode", choices=("float32", "int16", "uint16"), default="float32", help="number type of the MRC")
+    add_output(sim, "folder to write")
+
+    fetched = command("fetch", "fetch a real micrograph with ice, automatic picks and contamination mask (pip, 5 MB)")
+    add_output(fetched, "folder to write")
+
+    fit = command("train", "train a picker on a data folder")
+    add_data(fit)
+    fit.add_argument("--epochs", type=_count, default=24, help="epochs of 128 crops")
+    fit.add_argument("--seed", type=int, default=0, help="seed of weights and crops")
+    fit.add_argument("--batch-size", type=_count, default=8, help="crops a step")
+    fit.add_argument("--lr", type=_positive, default=2e-3, help="first learning rate (AdamW, cosine)")
+    fit.add_argument("--width", type=_count, default=16, help="channels of the U-Net's first level")
+    fit.add_argument("--depth", type=_count, default=3, help="levels of the U-Net")
+    fit.add_argument("--folds", type=_count, default=4, help="parts of the split by micrograph")
+    fit.add_argument("--fold", type=int, default=0, help="which part is the test")
+    fit.add_argument("--split-seed", type=int, default=0, help="seed of the split")
+    fit.add_argument("--resume", action="store_true", help="continue a training that was interrupted")
+    add_output(fit, "weights to write (.safetensors)")
+
+    test = command("evaluate", "score a picker on its test micrographs, beside other programs' picks")
+    add_data(test)
+    test.add_argument(
+        "--weights", type=Path, nargs="+", required=True, help="trained weights; those of all folds together"
+    )
+    add_output(test, "folder for tables and figures")
+
+    use = command("predict", "pick particles: .star, .box, .cbox and class mask for each micrograph")
+    use.add_argument("files", type=Path, nargs="+", help="micrographs: .mrc (.gz, .bz2), .png, .jpg")
+    use.add_argument("--weights", type=Path, required=True, help="trained weights")
+    use.add_argument("--threshold", type=_threshold, help="least score of a pick, 0..1; default the weights' own")
+    use.add_argument("--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å); default as trained")
+    use.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the file")
+    use.add_argument("--threads", type=_count, help="threads of the kernels; default all cores")
+    add_output(use, "folder to write")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command -> exit code."""
+    args = parser().parse_args(argv)
+    if args.command == "simulate":
+        from examples.particle_picking.simulate import simulate
+
+        simulate(
+            args.out, n=args.n, seed=args.seed, size=args.size, apix=args.apix, mode=args.mode, overwrite=args.overwrite
+        )
+        print(f"{args.n} simulated micrographs in {args.out}")
+        return 0
+    if args.command == "fetch":
+        from examples.particle_picking.data import fetch
+
+        fetch(args.out, overwrite=args.overwrite)
+        print(f"1 real micrograph in {args.out}")
+        return 0
+
+    import minidl
+
+    if args.threads:
+        minidl.set_num_threads(args.threads)
+    if args.command == "predict":
+        from examples.particle_picking.predict import predict
+
+        return predict(
+            args.files,
+            args.weights,
+            args.out,
+            threshold=args.threshold,
+            diameter=args.diameter,
+            apix=args.apix,
+            overwrite=args.overwrite,
+        )
+
+    from examples.particle_picking import data
+
+    collection = data.open_collection(
+        data_folder(args.data, "micrographs", data.REMEDY), diameter=args.diameter, apix=args.apix
+    )
+    return _train(args, collection) if args.command == "train" else _evaluate(args, collection)
+
+
+def _train(args: argparse.Namespace, collection: Collection) -> int:
+    from examples.particle_picking import data, network
+
+    if not args.resume:
+        refuse_existing(args.out, args.overwrite)
+    if args.out.suffix != ".safetensors":
+        raise InputError(f"--out {args.out}: weights are a .safetensors file")
+    parts = data.split(collection, folds=args.folds, fold=args.fold, seed=args.split_seed)
+    print(
+        f"{collection.kind} data: {len(parts.train)} micrographs train, {len(parts.val)} validate,"
+        f" {len(parts.test)} are kept for the test"
+    )
+    state = args.out.with_suffix(".training.safetensors")
+    picker = network.train_picker(
+        collection,
+        parts,
+        epochs=args.epochs,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        width=args.width,
+        depth=args.depth,
+        state=state,
+        resume=args.resume,
+    )
+    picker.save(args.out)
+    state.unlink(missing_ok=True)
+    found = picker.meta["validation"]
+    print(f"validation: F1 {found['f1']:.3f} at threshold {picker.threshold:.2f}, AP {found['average_precision']:.3f}")
+    print(f"weights in {args.out}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, collection: Collection) -> int:
+    from examples.particle_picking import evaluate, network
+
+    refuse_existing(args.out, args.overwrite)
+    result = evaluate.evaluate(collection, [network.load_picker(path) for path in args.weights])
+    made, drawn = evaluate.write(result, args.out)
+    print("\n\n".join(table.text() for table in made))
+    print(f"\n{len(drawn)} figures and the tables as CSV in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

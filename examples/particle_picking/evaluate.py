@@ -1,0 +1,197 @@
+"""How good is a picker? Precision, recall, F1 and average precision on micrographs it never saw, beside other
+programs' picks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from examples.common import InputError, Table, write_csv
+from examples.particle_picking import CLASSES, formats, network, picking
+from examples.particle_picking.data import Collection, Entry
+from examples.particle_picking.picking import Score
+
+TALK = Table(
+    "The talk's table (printed there)",
+    ("data", "tool", "picked", "false", "accuracy %"),
+    (
+        ("β-galactosidase EMPIAR-10017", "semantic segmentation (CASSPER)", 36934, 2404, "93.5"),
+        ("β-galactosidase EMPIAR-10017", "Gautomatch", 73662, 18541, "74.8"),
+        ("β-galactosidase EMPIAR-10017", "crYOLO", 44591, 1787, "96"),
+        ("HCN1 EMPIAR-10081", "semantic segmentation (CASSPER)", 140164, 33598, "77"),
+        ("HCN1 EMPIAR-10081", "Gautomatch", 139320, 35652, "75"),
+        ("HCN1 EMPIAR-10081", "crYOLO", 141002, 32375, "77"),
+    ),
+    "Its accuracy is 1 − false/picked, judged on 50 class averages: a precision, which says nothing of recall.",
+)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One test micrograph: prepared, all candidates, class probabilities (4, h, w), the threshold of the picker that
+    saw it.
+    """
+
+    item: network.Prepared
+    candidates: formats.Picks
+    probability: np.ndarray
+    threshold: float
+
+    @property
+    def picks(self) -> formats.Picks:
+        """The candidates that pass."""
+        return self.candidates.above(self.threshold)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All test micrographs, the matching radius in px, and other programs' picks by name and micrograph."""
+
+    collection: Collection
+    pickers: list[network.Picker]
+    tested: list[Tested]
+    radius: float
+    others: dict[str, dict[str, formats.Picks]]
+
+    def rows(self) -> list[tuple[str, Score]]:
+        """(micrograph, score) of the network's picks."""
+        return [(t.item.entry.name, picking.score(t.item.xy, t.picks, self.radius)) for t in self.tested]
+
+    def total(self) -> Score:
+        """All test micrographs together."""
+        return sum((s for _, s in self.rows()), Score(0, 0, 0))
+
+    def curve(self) -> picking.Curve:
+        """Precision and recall of all test micrographs together at each threshold."""
+        return picking.curve([t.item.xy for t in self.tested], [t.candidates for t in self.tested], self.radius)
+
+    def other_score(self, name: str) -> Score:
+        """The same test micrographs, picks of another program, one to one."""
+        pairs = [(t.item.xy, self.others[name][t.item.entry.name]) for t in self.tested]
+        return sum((picking.score(xy, picks, self.radius) for xy, picks in pairs), Score(0, 0, 0))
+
+
+def evaluate(collection: Collection, pickers: Sequence[network.Picker], *, progress: bool = True) -> Evaluation:
+    """Run each picker on its own test micrographs (all, if the folder has none it was trained with)."""
+    from tqdm import tqdm
+
+    names = {entry.name for entry in collection.entries if entry.coords}
+    jobs: list[tuple[network.Picker, Entry]] = []
+    for picker in pickers:
+        parts = picker.meta["split"]
+        known = names & {*parts["train"], *parts["val"], *parts["test"]}
+        wanted = names & set(parts["test"]) if known else names
+        jobs += [(picker, entry) for entry in collection.named(sorted(wanted))]
+    if len({entry.name for _, entry in jobs}) < len(jobs):
+        raise InputError("two of the weights have the same test micrographs; give one file for each fold")
+    if not jobs:
+        raise InputError(f"{collection.folder}: none of the test micrographs of these weights has coordinates here")
+    tested = []
+    for picker, entry in tqdm(jobs, "testing", leave=False, disable=None if progress else True):
+        item = network.prepare(collection, entry)
+        candidates, probability = picker.pick(item.enhanced)
+        tested.append(Tested(item, candidates, probability, picker.threshold))
+    others: dict[str, dict[str, formats.Picks]] = {}
+    for name in sorted({name for _, entry in jobs for name in entry.pickers}):
+        have = {t.item.entry.name: t for t in tested if name in t.item.entry.pickers}
+        if len(have) == len(tested):  # compare on the same micrographs or not at all
+            others[name] = {
+                n: formats.read_coordinates(t.item.entry.pickers[name], flip_height=t.item.enhanced.shape[0])
+                for n, t in have.items()
+            }
+    return Evaluation(collection, list(pickers), tested, collection.diameter / 2, others)
+
+
+OTHER_NAMES = {
+    "cassper": "CASSPER (published picks)",
+    "cryolo": "crYOLO (published picks)",
+    "gautomatch": "Gautomatch (published picks)",
+}
+
+
+def tables(result: Evaluation) -> list[Table]:
+    """Ours beside the other programs on the same micrographs; each micrograph; the talk's table."""
+    kind = result.collection.kind
+    total, ap = result.total(), result.curve().average_precision
+    ours = "minidl U-Net" + (" (trained on simulated data)" if _trained_on(result) == "simulated" != kind else "")
+    rows = [(ours, *_cells(total), f"{ap:.3f}")]
+    rows += [(OTHER_NAMES.get(n, n), *_cells(result.other_score(n)), "") for n in result.others]
+    header = ("picker", "marked", "picked", "false", "precision", "recall", "F1", "AP")
+    folds = (
+        f"{len(result.pickers)} folds, each tested by a network that never saw it; " if len(result.pickers) > 1 else ""
+    )
+    note = (
+        f"{folds}hit = one to one within {result.radius:.3g} px (half a diameter), nearest pair first; threshold from"
+        " validation."
+        + (" Expert picks miss some true particles, so precision is a lower bound." if kind == "real" else "")
+    )
+    compared = Table(f"Picking on {len(result.tested)} test micrographs ({kind})", header, rows, note)
+    each = Table(
+        f"Each test micrograph ({kind})",
+        ("micrograph", "marked", "picked", "false", "precision", "recall", "F1", "AP"),
+        [
+            (name, *_cells(score), f"{picking.curve([t.item.xy], [t.candidates], result.radius).average_precision:.3f}")
+            for (name, score), t in zip(result.rows(), result.tested, strict=True)
+        ],
+    )
+    return [compared, each, TALK, *([masks] if (masks := mask_table(result)) else [])]
+
+
+def _trained_on(result: Evaluation) -> str:
+    return str(result.pickers[0].meta["kind"])
+
+
+def _cells(score: Score) -> tuple[object, ...]:
+    false = score.picked - score.hits
+    return (score.marked, score.picked, false, f"{score.precision:.3f}", f"{score.recall:.3f}", f"{score.f1:.3f}")
+
+
+def mask_table(result: Evaluation) -> Table | None:
+    """How well the mask's ice and carbon agree with the given masks: intersection over union (None without)."""
+    rows = []
+    for k in (2, 3):
+        both = either = marked = 0
+        for t in result.tested:
+            if t.item.entry.semantic:
+                truth, found = t.item.label == k, (t.probability.argmax(0) == k) & (t.item.label != network.IGNORE)
+                both, either = both + int((truth & found).sum()), either + int((truth | found).sum())
+                marked += int(truth.sum())
+        if marked:
+            rows.append((CLASSES[k], marked, f"{both / either:.3f}"))
+    title = f"Pixels of the mask ({result.collection.kind}; {network.WORKING} px to a particle)"
+    return Table(title, ("class", "marked px", "intersection / union"), rows) if rows else None
+
+
+def write(result: Evaluation, out: Path) -> tuple[list[Table], list[tuple[Path, str]]]:
+    """Write tables (CSV), summary.json and figures (PNG) to `out`; returns the tables and (figure, caption)."""
+    from examples.particle_picking import figures
+
+    made = tables(result)
+    for name, table in zip(("comparison", "micrographs", "talk", "mask"), made, strict=False):
+        write_csv(out / f"{name}.csv", table.header, table.rows, overwrite=True)
+    curve = result.curve()
+    rows = zip(curve.thresholds, curve.precision, curve.recall, curve.f1, strict=True)
+    write_csv(
+        out / "curve.csv",
+        ("threshold", "precision", "recall", "f1"),
+        [[f"{v:.4f}" for v in row] for row in rows],
+        overwrite=True,
+    )
+    total = result.total()
+    summary = {
+        "kind": result.collection.kind,
+        "micrographs": [t.item.entry.name for t in result.tested],
+        "precision": total.precision,
+        "recall": total.recall,
+        "f1": total.f1,
+        "average_precision": curve.average_precision,
+        "thresholds": [picker.threshold for picker in result.pickers],
+    }
+    with formats.atomic_write(out / "summary.json") as part:
+        part.write_text(json.dumps(summary, indent=1) + "\n")
+    return made, figures.draw_all(result, out)
