@@ -22,11 +22,13 @@ pytest.importorskip("PIL")
 mrcfile = pytest.importorskip("mrcfile")
 
 from PIL import Image  # noqa: E402
+from scipy import ndimage  # noqa: E402
 
 from examples.common import InputError, run_command  # noqa: E402
 from examples.particle_picking import data, enhance, evaluate, formats, network, picking, simulate  # noqa: E402
 from examples.particle_picking.__main__ import main  # noqa: E402
 from examples.particle_picking.formats import Picks  # noqa: E402
+from minidl import optim  # noqa: E402
 
 
 def run(*argv: object) -> int:
@@ -305,8 +307,9 @@ def test_enhanced_coordinates_point_at_the_same_thing(factor: float) -> None:
         -((xx - x) ** 2 + (yy - y) ** 2) / (2 * width**2)
     )
     done = enhance.enhance(image.astype(np.float32), enhance.WORKING * factor)
-    row, column = np.unravel_index(np.argmin(done.image), done.image.shape)
-    assert np.hypot(*(done.to_original([column, row])[0] - (x, y))) <= 2 * factor  # of a noisy disc 8 wide
+    smooth = ndimage.gaussian_filter(done.image, 4)
+    row, column = np.unravel_index(np.argmin(smooth), smooth.shape)
+    assert np.hypot(*(done.to_original([column, row])[0] - (x, y))) <= 1.2 * factor  # noise moves it by about a pixel
     np.testing.assert_allclose(done.to_original(done.to_working([[x, y]])), [[x, y]])
 
 
@@ -323,7 +326,7 @@ def test_absurd_diameter(diameter: float) -> None:
         enhance.enhance(some_image(300), diameter)
 
 
-# ------------------------------------------------------------------------------------------------------ picking, matching
+# --------------------------------------------------------------------------------------------------- picks and scores
 
 
 def whole(h: int, w: int) -> enhance.Enhanced:
@@ -508,15 +511,14 @@ def test_resume_gives_the_same_weights(chain: Path, tmp_path: Path, monkeypatch:
     whole = network.train_picker(folder, parts, **options)
     seen = []
 
-    def killed(self, path=None):
+    def killed() -> None:
         seen.append(1)
         if len(seen) == 2:
             raise KeyboardInterrupt
 
-    from minidl.optim.lr_scheduler import CosineAnnealingLR
-
-    step = CosineAnnealingLR.step
-    monkeypatch.setattr(CosineAnnealingLR, "step", lambda self: (killed(self), step(self))[1])
+    schedule = optim.lr_scheduler.CosineAnnealingLR
+    step = schedule.step
+    monkeypatch.setattr(schedule, "step", lambda self: (killed(), step(self))[1])
     with pytest.raises(KeyboardInterrupt):
         network.train_picker(folder, parts, **options, state=tmp_path / "s.safetensors")
     again = network.train_picker(folder, parts, **options, state=tmp_path / "s.safetensors", resume=True)

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
     fit = command("train", "train a picker on a data folder")
     add_data(fit)
-    fit.add_argument("--epochs", type=_count, default=24, help="epochs of 128 crops")
+    fit.add_argument("--epochs", type=_count, default=16, help="epochs of 128 crops")
     fit.add_argument("--seed", type=int, default=0, help="seed of weights and crops")
     fit.add_argument("--batch-size", type=_count, default=8, help="crops a step")
     fit.add_argument("--lr", type=_positive, default=2e-3, help="first learning rate (AdamW, cosine)")

@@ -14,7 +14,8 @@ from examples.particle_picking import CLASSES, formats, network, picking
 if TYPE_CHECKING:
     from examples.particle_picking.evaluate import Evaluation, Tested
 
-BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"  # Okabe and Ito
+# the colours of Okabe and Ito
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 CLASS_COLOURS = ("#FFFFFF", BLUE, ORANGE, PURPLE)
 MARKS = {"cassper": ("s", ORANGE), "cryolo": ("^", GREEN), "gautomatch": ("D", PURPLE)}
 
@@ -81,7 +82,7 @@ def overlay(result: Evaluation, tested: Tested, path: Path) -> Path:
     groups = (
         (picks.xy[owner >= 0], GREEN, "solid", f"true ({score.hits})"),
         (picks.xy[owner < 0], RED, "solid", f"false ({score.picked - score.hits})"),
-        (missed, ORANGE, (0, (2, 1.5)), f"missed ({score.marked - score.hits})"),
+        (missed, SKY, (0, (2, 1.5)), f"missed ({score.marked - score.hits})"),
     )
     across = 2 * result.radius
     for centres, colour, style, label in groups:
@@ -94,7 +95,7 @@ def overlay(result: Evaluation, tested: Tested, path: Path) -> Path:
         )  # fmt: skip
         axes.plot([], [], "o", mfc="none", mec=colour, mew=1.6, ms=9, ls="none", label=label)
     tall, wide = tested.item.enhanced.shape
-    half = min(15 * across, min(tall, wide) / 2)  # 30 particles across: enough to see, not too many to look at
+    half = min(11 * across, min(tall, wide) / 2)  # 22 particles across: enough to see, not too many to look at
     axes.set_xlim(wide / 2 - half, wide / 2 + half)
     axes.set_ylim(tall / 2 + half, tall / 2 - half)
     axes.set_title(
@@ -115,7 +116,7 @@ def curves(result: Evaluation, path: Path) -> Path:
         precision = f1 * grid / np.maximum(2 * grid - f1, 1e-9)
         visible = (2 * grid > f1) & (precision <= 1)
         axes.plot(grid[visible], precision[visible], color="0.85", lw=0.8, zorder=0)
-        axes.annotate(f"F1 {f1}", (1, f1 / (2 - f1)), color="0.55", fontsize=8, ha="right", va="bottom")
+        axes.annotate(f"F1 {f1}", (1.01, f1 / (2 - f1)), color="0.5", fontsize=8, va="center", annotation_clip=False)
     axes.plot(curve.recall, curve.precision, color=BLUE, lw=2, label=f"minidl U-Net (AP {curve.average_precision:.3f})")
     axes.plot(
         total.recall, total.precision, "o", color=BLUE, ms=9, label=f"threshold from validation (F1 {total.f1:.3f})"
@@ -141,9 +142,9 @@ def mask(result: Evaluation, tested: Tested, path: Path) -> Path:
     from matplotlib.patches import Patch
 
     enhanced = tested.item.enhanced
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 5), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.9), sharex=True, sharey=True)
     _show(axes[0], enhanced.image, tested)
-    axes[0].set_title(f"{tested.item.entry.name}, enhanced ({result.collection.kind})")
+    axes[0].set_title(f"enhanced ({result.collection.kind})")
     extent = axes[0].images[0].get_extent()
     shown = axes[1].imshow(tested.probability[1] * enhanced.live, cmap="viridis", vmin=0, vmax=1, extent=extent)
     figure.colorbar(shown, ax=axes[1], label="probability of protein", shrink=0.75)
@@ -154,7 +155,8 @@ def mask(result: Evaluation, tested: Tested, path: Path) -> Path:
     )
     axes[2].set(xlabel="x (px)", title="predicted classes")
     handles = [Patch(facecolor=c, edgecolor="0.4", label=n) for c, n in zip(CLASS_COLOURS, CLASSES, strict=True)]
-    axes[2].legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(tested.item.entry.name, fontsize=10)
     return _save(figure, path)
 
 
@@ -166,15 +168,15 @@ def enhancement(result: Evaluation, tested: Tested, path: Path) -> Path:
     y, x = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     part = image[y : y + side, x : x + side]
     low, high = np.percentile(part, (0.5, 99.5))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.9), sharex=True, sharey=True)
     axes[0].imshow(part, cmap="gray", vmin=low, vmax=high, extent=(x - 0.5, x + side - 0.5, y + side - 0.5, y - 0.5))
     unit = "electrons per px" if result.collection.kind == "simulated" else "as stored"
     axes[0].set(
         title=f"{tested.item.entry.name}: before, {unit} ({result.collection.kind})", xlabel="x (px)", ylabel="y (px)"
     )
     _show(axes[1], tested.item.enhanced.image, tested)
-    axes[1].set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim(), ylabel="")
-    axes[1].set_title(f"after: {network.WORKING} px to a particle, background and contrast levelled")
+    axes[1].set(xlim=(x - 0.5, x + side - 0.5), ylim=(y + side - 0.5, y - 0.5), ylabel="")
+    axes[1].set_title(f"after: {network.WORKING} px to a particle, background levelled")
     return _save(figure, path)
 
 

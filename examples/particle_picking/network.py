@@ -192,7 +192,7 @@ def train_picker(
     collection: Collection,
     parts: Split,
     *,
-    epochs: int = 24,
+    epochs: int = 16,
     seed: int = 0,
     batch_size: int = 8,
     lr: float = 2e-3,

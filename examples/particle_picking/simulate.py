@@ -214,7 +214,7 @@ def simulate(
     """Write `n` simulated micrographs to the folder `out`: images/*.mrc, coords/*.star, semantic/*.png, dataset.json,
     README.txt.
 
-    A third of them shows the carbon edge. `size` in px, `apix` in Å/px, `mode` the MRC's number type.
+    Every other one shows the carbon edge. `size` in px, `apix` in Å/px, `mode` the MRC's number type.
     """
     from tqdm import tqdm
 
@@ -226,7 +226,7 @@ def simulate(
     truth = []
     for k, stream in enumerate(tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=not progress)):
         tried = stream.uniform(0.75, 1.25) * 210 * (size * apix / 3625) ** 2  # as dense as on EMPIAR-10017
-        made = micrograph(stream, size=size, apix=apix, particles=round(tried), carbon=k % 3 == 1)
+        made = micrograph(stream, size=size, apix=apix, particles=round(tried), carbon=k % 2 == 1)
         name = f"sim_{seed}_{k:03d}"
         formats.write_mrc(
             out / "images" / f"{name}.mrc",
@@ -236,7 +236,7 @@ def simulate(
         )
         formats.write_star(out / "coords" / f"{name}.star", formats.Picks(made.xy, np.ones(len(made.xy))))
         formats.write_mask(out / "semantic" / f"{name}.png", made.mask)
-        truth.append({"name": name, "particles": len(made.xy), "carbon": k % 3 == 1, **asdict(made.microscope)})
+        truth.append({"name": name, "particles": len(made.xy), "carbon": k % 2 == 1, **asdict(made.microscope)})
     about = {"kind": "simulated", "diameter": DIAMETER / apix, "apix": apix, "seed": seed, "micrographs": truth}
     with formats.atomic_write(out / "dataset.json") as part:
         part.write_text(json.dumps(about, indent=1) + "\n")
