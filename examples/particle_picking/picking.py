@@ -46,6 +46,16 @@ def find_picks(
     return Picks(enhanced.to_original(xy[keep]), score[keep].astype(float))
 
 
+def log_picks(enhanced: Enhanced) -> Picks:
+    """The classical baseline: dark blobs by the Laplacian of a Gaussian of σ = 0.3 diameters, nothing learned.
+
+    The response r, in its own standard deviations, becomes the score r / (1 + r), so that thresholds lie in 0..1.
+    """
+    response = ndimage.gaussian_laplace(enhanced.image, 0.3 * WORKING)
+    response = np.clip(response / response[enhanced.live].std(), 0, None)
+    return find_picks(response / (1 + response), enhanced, smooth=0)
+
+
 def _vertex(heat: np.ndarray, rows: np.ndarray, columns: np.ndarray, axis: int) -> np.ndarray:
     """Offset (−0.5 .. 0.5) along `axis` of the top of the parabola through a maximum and its two neighbours."""
     padded = np.pad(heat, 1, mode="edge")
