@@ -32,17 +32,17 @@ from tests.cases import KERNEL_CASES, POOL_CASES, ConvCase, PoolCase, conv_array
 Calls = dict[str, Callable[[], Any]]  # pass -> what to time
 
 LAYERS: list[ConvCase | PoolCase] = [
-    ConvCase("U-Net 1→16, 512²", (4, 1, 512, 512), (16, 1, 3, 3), padding=(1, 1)),
-    ConvCase("U-Net 16→16, 512²", (4, 16, 512, 512), (16, 16, 3, 3), padding=(1, 1)),
-    ConvCase("U-Net 32→32, 256²", (4, 32, 256, 256), (32, 32, 3, 3), padding=(1, 1)),
-    ConvCase("U-Net 64→128, 128²", (4, 64, 128, 128), (128, 64, 3, 3), padding=(1, 1)),
-    ConvCase("U-Net 16→2, 512², 1x1", (4, 16, 512, 512), (2, 16, 1, 1)),
-    ConvCase("AlexNet conv1, 64 x 128²", (64, 3, 128, 128), (96, 3, 11, 11), stride=(4, 4), padding=(2, 2)),
-    ConvCase("AlexNet conv2", (64, 96, 15, 15), (256, 96, 5, 5), padding=(2, 2)),
-    ConvCase("AlexNet conv3", (64, 256, 7, 7), (384, 256, 3, 3), padding=(1, 1)),
-    ConvCase("spectra 16→32, 64 x 1900", (64, 16, 1, 1900), (32, 16, 1, 7), padding=(0, 3)),
-    PoolCase("pool 2x2, 4 x 16 x 512²", (4, 16, 512, 512), (2, 2), (2, 2)),
-    PoolCase("pool 3x3/2, 64 x 96 x 31²", (64, 96, 31, 31), (3, 3), (2, 2)),
+    ConvCase("U-Net 1→16, 2 x 512²", (2, 1, 512, 512), (16, 1, 3, 3), padding=(1, 1)),
+    ConvCase("U-Net 16→16, 2 x 512²", (2, 16, 512, 512), (16, 16, 3, 3), padding=(1, 1)),
+    ConvCase("U-Net 32→32, 2 x 256²", (2, 32, 256, 256), (32, 32, 3, 3), padding=(1, 1)),
+    ConvCase("U-Net 64→128, 2 x 128²", (2, 64, 128, 128), (128, 64, 3, 3), padding=(1, 1)),
+    ConvCase("U-Net 16→2, 2 x 512², 1x1", (2, 16, 512, 512), (2, 16, 1, 1)),
+    ConvCase("AlexNet conv1, 16 x 128²", (16, 3, 128, 128), (96, 3, 11, 11), stride=(4, 4), padding=(2, 2)),
+    ConvCase("AlexNet conv2", (16, 96, 15, 15), (256, 96, 5, 5), padding=(2, 2)),
+    ConvCase("AlexNet conv3", (16, 256, 7, 7), (384, 256, 3, 3), padding=(1, 1)),
+    ConvCase("spectra 16→32, 16 x 1900", (16, 16, 1, 1900), (32, 16, 1, 7), padding=(0, 3)),
+    PoolCase("pool 2x2, 2 x 16 x 512²", (2, 16, 512, 512), (2, 2), (2, 2)),
+    PoolCase("pool 3x3/2, 16 x 96 x 31²", (16, 96, 31, 31), (3, 3), (2, 2)),
 ]
 
 
@@ -188,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="only the table of cases: small shapes, a minute")
+    parser.add_argument("--only", nargs="+", default=[""], help="only rows whose names contain one of these words")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of every backend and pass, at least 2")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of cpp, numba and torch")
     parser.add_argument("--out", type=Path, help="file for the Markdown; the JSON goes beside it")
@@ -223,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
         "backends": names, "rows": [],
     }  # fmt: skip
     for case in ([] if args.quick else LAYERS) + [*KERNEL_CASES, *POOL_CASES]:
+        if not any(word in case.name for word in args.only):
+            continue
         print(f"... {case.name}", file=sys.stderr, flush=True)
         results["rows"] += measure(case, names, args.rounds)
     text = markdown(results)
