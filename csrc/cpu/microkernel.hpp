@@ -2,10 +2,10 @@
 // instruction set (simd_*.cpp). Nothing of the standard library is used here: a template instantiated with AVX-512
 // could otherwise replace the same template in the rest of the program and crash an older processor.
 //
-// The ladder, multiply-adds on one Zen 5 core at AVX-512, share of the peak of two fused multiply-adds a cycle:
-//   naive          three loops over c += a*b                     2 loads and 1 store an operation           ~  2 %
-//   vectorised     lanes along the pixels                        2 loads and 1 store a vector operation     ~ 20 %
-//   register block ROWS x VECS sums stay in registers while the  (ROWS + VECS) loads for ROWS * VECS        ~ 85 %
+// The ladder, measured on (64, 128) x (128, 240) in cache, float32, one Zen 5 core with AVX-512, in GFLOP/s:
+//   naive          scalar loops over c += a * b                  2 loads and 1 store an operation            3.3
+//   vectorised     lanes along the pixels                        the same for 16 operations at a time       70
+//   register block ROWS x VECS sums stay in registers while the  (ROWS + VECS) loads for ROWS * VECS vector 240
 //                  loop runs over the depth                      operations: 11 for 24, nothing stored
 // 24 sums fill the 32 registers of AVX-512, 12 the 16 of AVX2: one step of the loop then holds enough independent
 // operations to hide their latency (4 cycles x 2 units = 8).
