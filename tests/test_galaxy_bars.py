@@ -337,6 +337,7 @@ def test_split_keeps_a_galaxy_together(picture: np.ndarray) -> None:
     images[1] = images[0]  # the same picture twice
     ra, dec = rng.uniform(0, 360, n), rng.uniform(-10, 60, n)
     ra[3], dec[3] = ra[2] + 1 / 3600 / np.cos(np.radians(dec[2])), dec[2]  # one arcsec apart
+    ra[4:8] = np.nan  # unknown places
     columns = {"ra": ra, "dec": dec}
     galaxies = data.Galaxies([f"g{k:03d}" for k in range(n)], images, np.arange(n) // 4 % 2, columns, "real")
     for seed in range(5):
@@ -458,11 +459,17 @@ def test_predict_reports_a_bad_file_and_goes_on(
 def test_weights_of_another_kind_are_refused(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from minidl import checkpoint, nn
 
-    other, broken = tmp_path / "other.safetensors", tmp_path / "broken.safetensors"
+    other, broken, running = (tmp_path / f"{name}.safetensors" for name in ("other", "broken", "running"))
+    checkpoint.save(running, network.build("small"), meta={"task": network.TASK})
     checkpoint.save(other, nn.Linear(2, 2), meta={"task": "stars"})
     broken.write_bytes(b"nothing")
     capsys.readouterr()
-    for path, word in [(other, "'stars'"), (broken, "broken"), (tmp_path / "absent", "no weights at")]:
+    for path, word in [
+        (other, "'stars'"),
+        (broken, "broken"),
+        (running, "unfinished"),
+        (tmp_path / "absent", "no weights at"),
+    ]:
         for rest in (("evaluate", "--data", sample), ("predict", sample / "barred")):
             assert word in fails(capsys, *rest, "--weights", path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -163,17 +163,25 @@ def predict(options: argparse.Namespace) -> int:
     if not 0 <= options.threshold <= 1:
         raise InputError(f"--threshold must lie in 0 ... 1, got {options.threshold}")
     model, meta = network.load(options.weights)
-    files, images, failed = [], [], 0
-    for path in tqdm(list_pictures(options.files), "reading", leave=False, disable=not sys.stderr.isatty()):
-        try:
-            images.append(read_image(path, str(path), options.pixel_scale))
-            files.append(str(path))
-        except InputError as error:
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
-    if not images:
+    paths = list_pictures(options.files)
+    files: list[str] = []
+    chunks: list[NDArray[np.float64]] = []
+    with tqdm(total=len(paths), unit="galaxy", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for start in range(0, len(paths), 1024):  # so that a survey fits into memory
+            images = []
+            for path in paths[start : start + 1024]:
+                try:
+                    images.append(read_image(path, str(path), options.pixel_scale))
+                    files.append(str(path))
+                except InputError as error:
+                    tqdm.write(f"error: {error}", file=sys.stderr)
+            if images:
+                chunks.append(network.probabilities(model, np.stack(images)))
+            bar.update(len(paths[start : start + 1024]))
+    failed = len(paths) - len(files)
+    if not files:
         raise InputError(f"none of the {failed} pictures can be read: nothing written")
-    p_bar = network.probabilities(model, np.stack(images))
+    p_bar = np.concatenate(chunks)
     write_predictions(options.out, files, p_bar, options.overwrite, options.threshold)
     barred = int(np.sum(p_bar >= options.threshold))
     print(f"{options.out}: {len(files)} galaxies, {barred} barred (network trained on {meta['kind']} galaxies)")

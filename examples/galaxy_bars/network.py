@@ -226,6 +226,8 @@ def load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise InputError(
             f"{path} holds no bar network (its task is {meta.get('task')!r}); train one with galaxy_bars train"
         )
+    if "history" not in meta:
+        raise InputError(f"{path} is the state of an unfinished training; finish it with train --resume")
     model = build(meta["network"])
     checkpoint.load_model(path, model)
     return model, meta
