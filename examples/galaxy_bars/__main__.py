@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, help=DATA_HELP)
     add_output(train, "trained weights, a .safetensors file")
     train.add_argument("--network", choices=["small", "alexnet"], default="small", help="small has 125,000 parameters")
-    train.add_argument("--epochs", type=int, default=40, help="passes over the training part")
+    train.add_argument("--epochs", type=int, default=60, help="passes over the training part")
     train.add_argument("--batch-size", type=int, default=64, help="galaxies in a step")
     train.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
     train.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW")

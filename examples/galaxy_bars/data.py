@@ -359,9 +359,9 @@ def split(galaxies: Galaxies, seed: int = 0) -> dict[str, NDArray[np.int64]]:
 def subsets(galaxies: Galaxies) -> dict[str, NDArray[np.bool_]]:
     """Masks (n,) of the samples a table is printed for: all; clean, by votes only; fair, by the image's shape and size.
 
-    Clean drops barred galaxies with p_bar > .995 (one or two voters); it needs votes. Fair keeps axis ratio > .5 and
-    edge brightness < 40, so that neither edge-on discs nor frame-filling galaxies give the class away; the table's
-    columns axis_ratio_img and edge_brightness are used where it has them, else they are measured here.
+    Clean drops barred galaxies with p_bar > .995 (probably one or two voters); it needs votes. Fair keeps axis ratio
+    > .5 and edge brightness < 40, so that neither edge-on discs nor frame-filling galaxies give the class away; the
+    table's columns axis_ratio_img and edge_brightness are used where it has them, else they are measured here.
     """
     masks = {"all": np.ones(len(galaxies), bool)}
     if "p_bar" in galaxies.columns:

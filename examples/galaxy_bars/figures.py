@@ -107,19 +107,23 @@ def curves(galaxies: Galaxies, p_bar: NDArray[np.floating], of: str, folder: Pat
 
 def mistakes(galaxies: Galaxies, p_bar: NDArray[np.floating], of: str, path: Path, columns: int = 10) -> Path:
     """The surest mistakes: unbarred called barred above, barred called unbarred below, each with its p(bar)."""
-    figure = new_figure(9.6, 5.0)
     called = p_bar >= 0.5
-    kinds = [("unbarred, called barred", 0, -p_bar), ("barred, called unbarred", 1, p_bar)]
-    for half, (title, label, rank) in zip(figure.subfigures(2, 1), kinds, strict=True):
+    worst = []
+    for label, rank in ((0, -p_bar), (1, p_bar)):
         wrong = np.flatnonzero((galaxies.labels == label) & (called != label))
-        worst = wrong[np.argsort(rank[wrong], kind="stable")][: 2 * columns]
-        half.suptitle(f"{title}: {len(wrong)}, the surest first; numbers are p(bar); {of}", fontsize=10)
-        axes = half.subplots(2, columns, gridspec_kw={"hspace": 0.0})
+        worst.append((len(wrong), wrong[np.argsort(rank[wrong], kind="stable")][: 2 * columns]))
+    rows = [max(1, -(-len(shown) // columns)) for _, shown in worst]
+    figure = new_figure(9.6, 0.4 + 1.15 * sum(rows))
+    titles = ("unbarred, called barred", "barred, called unbarred")
+    halves = figure.subfigures(2, 1, height_ratios=rows)
+    for half, title, height, (number, shown) in zip(halves, titles, rows, worst, strict=True):
+        half.suptitle(f"{title}: {number}, the surest first; numbers are p(bar); {of}", fontsize=10)
+        axes = half.subplots(height, columns, squeeze=False)
         for k, axis in enumerate(axes.flat):
             axis.axis("off")
-            if k < len(worst):
-                axis.imshow(galaxies.images[worst[k]])
-                axis.set_title(f"{p_bar[worst[k]]:.2f}", fontsize=8, pad=2)
+            if k < len(shown):
+                axis.imshow(galaxies.images[shown[k]])
+                axis.set_title(f"{p_bar[shown[k]]:.2f}", fontsize=8, pad=2)
     return save(figure, path)
 
 

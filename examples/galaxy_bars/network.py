@@ -111,7 +111,7 @@ class Recipe:
     """How a network is trained; the defaults were chosen on the validation part of the real galaxies."""
 
     network: str = "small"
-    epochs: int = 40
+    epochs: int = 60
     batch_size: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.05

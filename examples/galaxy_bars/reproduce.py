@@ -12,7 +12,7 @@ from examples.galaxy_bars import simulate as simulator
 from examples.galaxy_bars.commands import evaluate_galaxies, train_galaxies
 from examples.galaxy_bars.data import read_sample, split
 
-GALAXIES, EPOCHS = 2000, 12
+GALAXIES, EPOCHS, BATCH_SIZE = 2000, 16, 32
 
 
 def reproduce(out: Path, *, seed: int = 0, threads: int | None = None) -> Section:
@@ -23,7 +23,7 @@ def reproduce(out: Path, *, seed: int = 0, threads: int | None = None) -> Sectio
     sample, weights, report = out / "galaxies", out / "bars.safetensors", out / "evaluation"
     simulator.write(sample, GALAXIES, seed, overwrite=True)
     galaxies = read_sample(sample)
-    train_galaxies(galaxies, network.Recipe(epochs=EPOCHS, seed=seed), weights, split_seed=seed)
+    train_galaxies(galaxies, network.Recipe(epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed), weights, split_seed=seed)
     model, meta = network.load(weights)
     test = galaxies[split(galaxies, seed)["test"]]
     tables, figures = evaluate_galaxies(model, meta, test, "test", report, overwrite=True)
@@ -35,7 +35,7 @@ def reproduce(out: Path, *, seed: int = 0, threads: int | None = None) -> Sectio
             "20 %, tested on the last 20 %. The talk's numbers are of AlexNet on real SDSS galaxies: they stand beside "
             "ours to show the form of the table, not for comparison. For real galaxies see its README."
         ),
-        command=f"python -m examples.galaxy_bars simulate --n {GALAXIES}; train --epochs {EPOCHS}; evaluate",
+        command=f"python -m examples.reproduce --only galaxy_bars --seed {seed}",
         data=f"simulated galaxies (n = {GALAXIES}, seed {seed})",
         tables=tables,
         figures=figures,

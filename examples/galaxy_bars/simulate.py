@@ -60,8 +60,8 @@ class Truth:
 def draw(n: int, rng: np.random.Generator) -> Truth:
     """Draw n galaxies, alternately barred and unbarred, all properties independent of the label."""
     uniform = lambda low, high: rng.uniform(low, high, n)  # noqa: E731
-    h = np.clip(rng.lognormal(np.log(2.7), 0.3, n), 1.4, 5.5)
-    bulge, bar = uniform(0.03, 0.25), uniform(0.10, 0.25)
+    h = np.clip(rng.lognormal(np.log(2.7), 0.3, n), 1.9, 5.5)
+    bulge, bar = uniform(0.03, 0.25), uniform(0.14, 0.30)
     mu = rng.normal(20.3, 0.45, n)
     disc_flux = 2 * np.pi * h**2 * 10 ** (-0.4 * (mu - ZERO_POINT))
     truth = Truth(
@@ -73,7 +73,7 @@ def draw(n: int, rng: np.random.Generator) -> Truth:
         bar_boxiness=uniform(2.0, 3.5),
         ferrers_index=uniform(0.2, 1.0),
         scale_length=h,
-        inclination=np.degrees(np.arccos(uniform(0.42, 1.0))),  # random orientations, those near edge-on left out
+        inclination=np.degrees(np.arccos(uniform(0.5, 1.0))),  # random orientations, those near edge-on left out
         position_angle=uniform(0, 180),
         surface_brightness=mu,
         magnitude=ZERO_POINT - 2.5 * np.log10(disc_flux / (1 - bulge - bar)),
