@@ -130,8 +130,9 @@ def _strength(star: Star, species: str) -> float:
     excitation, potential, below, teff, logg, depth, growth, metal = _SPECIES[species]
     share = population(star, excitation, potential, below)
     share /= population(Star(teff, logg), excitation, potential, below)
-    # The continuum of a thin atmosphere is weaker, so the lines of ions, which are no fewer there, stand out more.
-    thin = 10 ** (0.2 * (logg - star.logg)) if below is not None else 1.0
+    # The continuum of a thin atmosphere is weak, for H⁻ needs electrons: what Saha takes from the neutral atoms' lines
+    # comes back, and those of the ions, which are no fewer there, stand out.
+    thin = 10 ** (0.2 * (logg - star.logg)) if metal else 1.0
     return depth * min(share, 1e3) ** growth * 10 ** (0.5 * star.feh * metal) * thin
 
 
