@@ -430,8 +430,21 @@ def test_a_resumed_training_ends_with_the_same_bits(simulated, tmp_path, monkeyp
 def test_the_network_has_not_seen_what_it_is_tested_on(simulated, weights):
     stars = data.load(simulated, how="5550")
     _, meta = network.load(weights)
-    left = evaluate.unseen(stars, meta)
+    left = stars.take(evaluate.unseen(stars, meta))
     assert not set(left.stars) & set(meta["seen"]) and len(left) == meta["counts"]["test"]
+
+
+def test_folds_together_test_every_star_once(simulated, tmp_path):
+    stars = data.load(simulated, how="5550")
+    paths = [tmp_path / f"{fold}.safetensors" for fold in range(5)]
+    for fold, path in enumerate(paths):
+        network.train(stars, path, network.Settings(members=1, epochs=1, fold=fold), progress=False)
+    results, meta = evaluate.test(paths, simulated, None)
+    assert sorted(results["simulated"].stars.stars) == sorted(stars.stars)
+    assert meta["settings"]["fold"] == [0, 1, 2, 3, 4]
+    network.train(stars, paths[1], network.Settings(members=1, epochs=2, fold=1), progress=False)
+    with pytest.raises(InputError, match="not folds of one training"):
+        evaluate.test(paths[:2], simulated, None)
 
 
 def test_types_keep_class_and_subclass_together():
@@ -556,10 +569,9 @@ def test_fetch_without_a_network_says_so(tmp_path, monkeypatch, capsys):
 @pytest.mark.data
 def test_real_stars(real_data, tmp_path):
     stars = data.load(real_data("spectra"), how="5550", libraries=["cflib_dev", "miles"])
-    model, meta = network.train(
-        stars, tmp_path / "w.safetensors", network.Settings(members=1, epochs=30), progress=False
-    )
-    result = evaluate.test(model, evaluate.unseen(stars, meta))["cflib_dev"]
+    settings = network.Settings(members=1, epochs=30)
+    network.train(stars, tmp_path / "w.safetensors", settings, progress=False)
+    result = evaluate.test([tmp_path / "w.safetensors"], real_data("spectra"), ["cflib_dev"])[0]["cflib_dev"]
     assert result.errors["n"] > 100
     assert result.errors["sigma"] <= 300
     assert result.errors["class_accuracy"] >= 0.8

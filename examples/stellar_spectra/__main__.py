@@ -51,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("evaluate", "Print and write tables and figures for stars that the network has not seen.")
     add_data(p)
-    p.add_argument("--weights", type=Path, required=True, help="file that train wrote")
+    p.add_argument("--weights", type=Path, required=True, nargs="+", metavar="FILE",
+                   help="file that train wrote; or those of several folds, whose tests are put together")  # fmt: skip
     add_threads(p)
     common.add_output(p, "folder for tables (CSV) and figures (PNG)")
 
@@ -126,13 +127,11 @@ def _train(a: argparse.Namespace) -> None:
 
 
 def _evaluate(a: argparse.Namespace) -> None:
-    from . import data, evaluate, network
+    from . import evaluate
 
     folder = common.data_folder(a.data, "spectra", REMEDY)
     common.refuse_existing(a.out, a.overwrite)
-    model, meta = network.load(a.weights)
-    stars = data.load(folder, how=meta["settings"]["normalisation"], libraries=a.libraries)
-    results = evaluate.test(model, evaluate.unseen(stars, meta))
+    results, meta = evaluate.test(a.weights, folder, a.libraries)
     figures = evaluate.write(results, meta, a.out, a.overwrite)
     for table in evaluate.tables(results, meta):
         print(table.text(), end="\n\n")

@@ -76,6 +76,13 @@ class Stars:
         return f"{len(self)} spectra: " + " ".join(f"{c}{counts[c]}" for c in [*codes.CLASSES, "untyped"] if counts[c])
 
 
+def join(parts: Sequence[Stars]) -> Stars:
+    """One after another; all of one kind."""
+    flux = np.concatenate([part.flux for part in parts])
+    columns = [[x for part in parts for x in getattr(part, name)] for name in ("types", "stars", "libraries", "files")]
+    return Stars(flux, *columns, parts[0].kind)
+
+
 def star_key(name: str) -> str:
     """One spelling for a star: "HD 048682A", "HD48682" -> "HD48682"; "BD+08 3095", "BD+083095" -> "BD+08-3095".
 

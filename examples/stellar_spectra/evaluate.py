@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from minidl import metrics
 
 from ..common import InputError, Table, write_csv
 from .codes import CLASSES, LUMINOSITIES, SUBCLASS, SpectralType, encode
-from .data import Stars
-from .network import Prediction, StarNetwork, apply, describe
+from .data import Stars, join, load
+from .network import Prediction, apply, describe
+from .network import load as load_network
 
 # What the talk, its paper and code of its group give; the tags are explained in the note of each table.
 LITERATURE: list[list[object]] = [
@@ -70,25 +72,57 @@ class Result:
     errors: dict[str, float]
 
 
-def unseen(stars: Stars, meta: dict[str, Any]) -> Stars:
-    """The typed spectra of stars that neither trained nor validated this network, in whatever library they are."""
+def unseen(stars: Stars, meta: dict[str, Any], but: Collection[tuple[str, str, str]] = ()) -> list[int]:
+    """Indices of the typed spectra of stars that neither trained nor validated this network, in whatever library.
+
+    `but` names spectra (library, star, file) to leave out. InputError if nothing is left to test on.
+    """
     seen = set(meta["seen"])
     code = stars.codes()
-    index = [i for i in range(len(stars)) if stars.stars[i] not in seen and np.isfinite(code[i])]
+    names = zip(stars.libraries, stars.stars, stars.files, strict=True)
+    index = [i for i, name in enumerate(names) if name[1] not in seen and name not in but and np.isfinite(code[i])]
     if not index:
         raise InputError("no typed spectrum of a star that the network has not seen: nothing to test on")
-    return stars.take(index)
+    return index
 
 
-def test(model: StarNetwork, stars: Stars) -> dict[str, Result]:
+def by_library(stars: Stars, prediction: Prediction) -> dict[str, Result]:
     """Results of each library, and of all together where they are several, under the name "all"."""
     results = {}
     names = sorted(set(stars.libraries))
     for name in [*names, *(["all"] if len(names) > 1 else [])]:
-        part = stars.take(i for i in range(len(stars)) if name in ("all", stars.libraries[i]))
-        prediction = apply(model, part.flux)
-        results[name] = Result(part, prediction, errors(prediction, part))
+        index = [i for i in range(len(stars)) if name in ("all", stars.libraries[i])]
+        part, predicted = stars.take(index), Prediction(*(x[index] for x in prediction))
+        results[name] = Result(part, predicted, errors(predicted, part))
     return results
+
+
+def test(weights: Sequence[Path], folder: Path, libraries: Sequence[str] | None) -> tuple[dict[str, Result], Any]:
+    """Test a network on the stars it has not seen -> results by library, and its meta.
+
+    Given the networks of several folds, each spectrum is tested once, by the first network that has not seen its star.
+    InputError if they differ in anything but the fold.
+    """
+    tested: set[tuple[str, str, str]] = set()
+    parts: list[Stars] = []
+    predictions: list[Prediction] = []
+    metas: list[dict[str, Any]] = []
+    for path in weights:
+        model, meta = load_network(path)
+        if metas and {**meta["settings"], "fold": 0} != {**metas[0]["settings"], "fold": 0}:
+            raise InputError(f"{path} and {weights[0]} are not folds of one training: their settings differ")
+        metas.append(meta)
+        if len(metas) == 1:
+            stars = load(folder, how=meta["settings"]["normalisation"], libraries=libraries)
+        names = list(zip(stars.libraries, stars.stars, stars.files, strict=True))
+        part = unseen(stars, meta, tested)
+        tested |= {names[i] for i in part}
+        parts.append(stars.take(part))
+        predictions.append(apply(model, parts[-1].flux))
+    fold = [m["settings"]["fold"] for m in metas]
+    meta = {**metas[0], "settings": {**metas[0]["settings"], "fold": fold[0] if len(fold) == 1 else fold}}
+    together = Prediction(*(np.concatenate(columns) for columns in zip(*predictions, strict=True)))
+    return by_library(join(parts), together), meta
 
 
 def tables(results: dict[str, Result], meta: dict[str, Any]) -> list[Table]:

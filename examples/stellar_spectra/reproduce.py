@@ -27,8 +27,8 @@ def reproduce(out: Path, *, seed: int = 0, threads: int | None = None) -> Sectio
     first = "miles" if real else "simulated"
     training = stars.take(i for i in range(len(stars)) if stars.libraries[i] == first)
     model, meta = network.train(training, out / "weights.safetensors", settings)
-    results = evaluate.test(model, evaluate.unseen(stars, meta))
-    results = {name: results[name] for name in results if name != "all"}
+    tested = stars.take(evaluate.unseen(stars, meta))
+    results = evaluate.by_library(tested, network.apply(model, tested.flux))
     figures = evaluate.write(results, meta, out, overwrite=True)
     where = (
         "Trained on three fifths of the stars of MILES; tested on another fifth, and on the stars of STELIB that are "
