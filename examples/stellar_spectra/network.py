@@ -7,7 +7,6 @@ labels. A few such members, started differently, are trained side by side and av
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -262,5 +261,8 @@ def load(path: Path) -> tuple[StarNetwork, dict[str, Any]]:
 def describe(meta: dict[str, Any]) -> str:
     """One line of what a network is and what it was trained on."""
     s = meta["settings"]
-    keys = json.dumps({k: s[k] for k in ("network", "members", "hidden", "normalisation", "epochs", "seed", "fold")})
-    return f"{keys} trained on {meta['counts']['train']} {meta['data']} spectra of {', '.join(meta['libraries'])}"
+    return (
+        f"{s['members']} {s['network']} networks of {s['hidden']} neurons, normalisation {s['normalisation']}, "
+        f"{s['epochs']} epochs, seed {s['seed']}, fold {s['fold']}; trained on {meta['counts']['train']} {meta['data']} "
+        f"spectra of {', '.join(meta['libraries'])}"
+    )
