@@ -38,7 +38,7 @@ FOLDS = 5
 class Stars:
     """Spectra ready for the network, and what is known of each: all of length N.
 
-    flux (N, 580) float32; types: SpectralType or None; stars: key of the star; libraries; files.
+    flux (N, 580) float32, NaN where not measured; types: SpectralType or None; stars: key of the star; libraries; files.
     kind: "real" or "simulated".
     """
 

@@ -136,18 +136,19 @@ def _examples(result: evaluate.Result, kind: str) -> Figure:
         for wave in _FEATURES.values():
             ax.axvline(wave, color="0.88", lw=3, zorder=0)
         ax.plot(CENTRES, flux, color=COLOURS[0], lw=1)
-        ax.set_ylim(0, flux.max() * 1.12)
-        ax.set_yticks([0, round(float(flux.max()), 1)])
+        top = float(np.nanmax(flux))
+        ax.set_ylim(0, top * 1.12)
+        ax.set_yticks([0, round(top, 1)])
         label = f"{result.stars.types[i]} → {types[i]}   {result.stars.stars[i]}"
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
-        rising = flux[-100:].mean() > flux[:100].mean()
+        rising = np.nanmean(flux[-200:]) > np.nanmean(flux[:200])
         ax.text(0.01 if rising else 0.99, 0.86, label, transform=ax.transAxes, ha="left" if rising else "right",
                 va="top", fontsize=9, bbox=box)  # fmt: skip
     for name, wave in _FEATURES.items():
         side = {"G": "right", "Hγ": "left"}.get(name, "center")  # these two are neighbours
         axes[0, 0].text(wave, 1.04, name, transform=axes[0, 0].get_xaxis_transform(), ha=side, fontsize=8)
     axes[-1, 0].set(xlim=(3900, 6800), xlabel="wavelength in air / Å")
-    figure.supylabel("flux as the network reads it", fontsize=10)
+    figure.supylabel("flux as prepared for the network", fontsize=10)
     figure.suptitle(f"One test spectrum of each class: catalogue → prediction ({kind})", fontsize=11)
     figure.tight_layout(h_pad=0.3)
     return figure

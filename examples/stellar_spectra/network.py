@@ -28,6 +28,7 @@ from .preprocess import BINS, CENTRES, NORMALISATIONS
 
 NETWORKS = ("tanh", "cnn", "autoencoder")
 OUTPUTS = 1 + len(CLASSES) + len(LUMINOSITIES)
+COMPONENTS = 12  # principal components that fill gaps
 MIDDLE, SCALE = 4500.0, 1000.0  # the network learns (code − 4500)/1000, about −3..3
 _DUST = (CENTRES - 5550) / 1000  # shape of a change in reddening over so short a range, in magnitudes
 
@@ -61,13 +62,44 @@ class Settings:
 class StarNetwork(nn.Module):
     """Standardise the flux and ask every member.   x (N, 580) -> (M, N, 13): code, O..M, I..V.
 
-    `mean` and `scale` (580,) are those of the training part; they are saved with the weights.
+    What it needs to know of the training part is saved with the weights: `mean` and `scale` (580,) of the flux, and
+    for `fill` its principal components, `basis` (K, 580), each as long as its standard deviation, and `noise`, what
+    they leave unexplained.
     """
 
-    def __init__(self, members: Sequence[nn.Module], mean: np.ndarray, scale: np.ndarray) -> None:
+    def __init__(self, members: Sequence[nn.Module], flux: np.ndarray | None = None) -> None:
         self.members = nn.ModuleList(members)
-        self.register_buffer("mean", mean.astype(np.float32))
-        self.register_buffer("scale", scale.astype(np.float32))
+        self.register_buffer("mean", np.zeros(BINS, np.float32))
+        self.register_buffer("scale", np.ones(BINS, np.float32))
+        self.register_buffer("basis", np.zeros((COMPONENTS, BINS), np.float32))
+        self.register_buffer("noise", np.ones(1, np.float32))
+        if flux is not None:
+            self._look_at(flux)
+
+    def _look_at(self, flux: np.ndarray) -> None:
+        """Mean, scale and principal components of the training part (N, 580)."""
+        whole = flux[np.isfinite(flux).all(1)]
+        if len(whole) < 2:
+            raise InputError("no two training spectra cover all of 3900-6800 Å; the gaps of the others cannot be filled")
+        self.mean, self.scale = whole.mean(0), whole.std(0) + 0.02
+        _, s, rows = np.linalg.svd(whole - self.mean, full_matrices=False)
+        k = min(COMPONENTS, len(whole) - 1)
+        self.basis[:k] = s[:k, None] * rows[:k] / np.sqrt(len(whole))
+        self.noise[0] = np.sqrt((s[k:] ** 2).sum() / whole.size) + 1e-3
+
+    def fill(self, flux: np.ndarray) -> np.ndarray:
+        """Put likely values where nothing was measured: (N, 580) with NaN -> (N, 580).
+
+        The measured part chooses the sum of components, f = mean + c·basis, that is likeliest with c ~ N(0, 1) and
+        the noise: (B_m B_mᵀ/σ² + 1)·c = B_m·(f − mean)_m/σ². After Connolly & Szalay 1999 (gappy spectra).
+        """
+        flux = flux.copy()
+        for i in np.flatnonzero(~np.isfinite(flux).all(1)):
+            known = np.isfinite(flux[i])
+            b = self.basis[:, known].astype(np.float64) / float(self.noise[0])
+            c = np.linalg.solve(b @ b.T + np.eye(len(b)), b @ ((flux[i] - self.mean)[known] / float(self.noise[0])))
+            flux[i, ~known] = (self.mean + c @ self.basis)[~known]
+        return flux
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs of all members, side by side."""
@@ -129,7 +161,8 @@ class Prediction(NamedTuple):
 
 
 def apply(model: StarNetwork, flux: np.ndarray) -> Prediction:
-    """Average the members' codes and probabilities: flux (N, 580) -> Prediction."""
+    """Average the members' codes and probabilities: flux (N, 580), NaN where not measured -> Prediction."""
+    flux = model.fill(flux)
     out = np.concatenate(
         [predict(model, flux[k : k + 256], batch_size=256).swapaxes(0, 1) for k in range(0, len(flux), 256)]
     ).swapaxes(0, 1)
@@ -158,10 +191,10 @@ def jitter(amount: float) -> Any:
     return transform
 
 
-def arrays(stars: data.Stars) -> tuple[np.ndarray, ...]:
-    """What `star_loss` takes, for all spectra: flux, scaled code, class, luminosity."""
+def arrays(stars: data.Stars, model: StarNetwork) -> tuple[np.ndarray, ...]:
+    """What `star_loss` takes, for all spectra: flux without gaps, scaled code, class, luminosity."""
     code = ((stars.codes() - MIDDLE) / SCALE).astype(np.float32)
-    return stars.flux, code, stars.classes(), stars.luminosities()
+    return model.fill(stars.flux), code, stars.classes(), stars.luminosities()
 
 
 def train(
@@ -177,14 +210,12 @@ def train(
         raise InputError(f"too few typed spectra for three parts: {counts}")
     training, validation = stars.take(parts["train"]), stars.take(parts["validation"])
     rng = minidl.manual_seed(settings.seed)
-    mean, scale = training.flux.mean(0), training.flux.std(0) + 0.02
+    members = [member(settings.network, settings.hidden, rng) for _ in range(settings.members)]
+    model = StarNetwork(members, training.flux)
     if settings.network == "autoencoder" and not (resume and out.exists()):
         tested = {stars.stars[i] for i in parts["test"]}
-        unlabelled = np.array([i for i, star in enumerate(stars.stars) if star not in tested])
-        members = _pretrained((stars.flux[unlabelled] - mean) / scale, settings, rng, progress)
-    else:
-        members = [member(settings.network, settings.hidden, rng) for _ in range(settings.members)]
-    model = StarNetwork(members, mean, scale)
+        unlabelled = model.fill(stars.flux[[i for i, star in enumerate(stars.stars) if star not in tested]])
+        model.members = _pretrained((unlabelled - model.mean) / model.scale, settings, rng, progress)
     meta = {
         "task": "stellar_spectra", "data": stars.kind, "libraries": sorted(set(stars.libraries)),
         "settings": asdict(settings), "classes": CLASSES, "luminosities": LUMINOSITIES,
@@ -200,8 +231,8 @@ def train(
         model,
         partial(star_loss, class_weight=weight),
         optimizer,
-        DataLoader(TensorDataset(*arrays(training)), settings.batch_size, shuffle=True, rng=rng, transform=transform),
-        DataLoader(TensorDataset(*arrays(validation)), 256),
+        DataLoader(TensorDataset(*arrays(training, model)), settings.batch_size, shuffle=True, rng=rng, transform=transform),
+        DataLoader(TensorDataset(*arrays(validation, model)), 256),
         epochs=settings.epochs,
         scheduler=optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs),
         metrics={"sigma": _sigma, "accuracy": _accuracy},
@@ -215,7 +246,7 @@ def train(
     return model, meta
 
 
-def _pretrained(flux: np.ndarray, settings: Settings, rng: np.random.Generator, progress: bool) -> list[nn.Module]:
+def _pretrained(flux: np.ndarray, settings: Settings, rng: np.random.Generator, progress: bool) -> nn.ModuleList:
     """Members whose encoders have learnt to squeeze spectra (N, 580), standardised, without any label."""
     members = []
     for _ in range(settings.members):
@@ -224,7 +255,7 @@ def _pretrained(flux: np.ndarray, settings: Settings, rng: np.random.Generator, 
         loader = DataLoader(TensorDataset(flux[:, None].astype(np.float32)), settings.batch_size, shuffle=True, rng=rng)
         fit(network, _rebuild, optimizer, loader, epochs=settings.pretrain, progress=progress)
         members.append(with_head(network, settings.hidden, rng))
-    return members
+    return nn.ModuleList(members)
 
 
 def _rebuild(model: nn.Module, batch: tuple[np.ndarray, ...]) -> Tensor:
@@ -252,7 +283,7 @@ def load(path: Path) -> tuple[StarNetwork, dict[str, Any]]:
     settings = Settings(**saved.meta["settings"])
     rng = np.random.default_rng(0)
     members = [member(settings.network, settings.hidden, rng) for _ in range(settings.members)]
-    model = StarNetwork(members, np.zeros(BINS), np.ones(BINS))
+    model = StarNetwork(members)
     checkpoint.load_model(path, model)
     model.eval()
     return model, saved.meta

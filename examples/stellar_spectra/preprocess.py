@@ -92,29 +92,26 @@ def _gaps(wave: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return steps[inside] > max(2 * STEP, 5 * float(np.median(steps)))
 
 
-def fill(flux: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Straight lines across bins not measured; beyond the first and last measured bin their value goes on."""
-    return np.interp(CENTRES, CENTRES[measured], flux[measured])
-
-
-def normalise(flux: np.ndarray, how: str) -> np.ndarray:
+def normalise(flux: np.ndarray, measured: np.ndarray, how: str) -> np.ndarray:
     """Divide by the mean flux within 25 Å of 5550 Å ("5550"), or by a running mean over 250 Å ("continuum").
 
-    flux (580,) -> (580,) float32. InputError if there is no light to divide by.
+    flux (580,), measured (580,) bool -> (580,) float32. InputError if there is no light to divide by.
     """
+    light = np.where(measured, flux, 0.0)
     if how == "5550":
-        level: np.ndarray | float = float(flux[np.abs(CENTRES - 5550) <= 25].mean())
+        near = measured & (np.abs(CENTRES - 5550) <= 25)
+        level: np.ndarray | float = float(flux[near].mean()) if near.any() else 0.0
     else:
-        width = round(CONTINUUM_WIDTH / STEP) | 1
-        ones = np.ones(width)
-        level = np.convolve(flux, ones, mode="same") / np.convolve(np.ones(BINS), ones, mode="same")
+        ones = np.ones(round(CONTINUUM_WIDTH / STEP) | 1)
+        weight = np.convolve(measured, ones, mode="same")
+        level = np.where(measured, np.convolve(light, ones, mode="same") / np.maximum(weight, 1), 1.0)
     if not np.all(level > 0):
         raise InputError("no light near 5550 Å to divide by" if how == "5550" else "the continuum is not positive")
-    return (flux / level).astype(np.float32)
+    return (light / level).astype(np.float32)
 
 
 def prepare(spectrum: Spectrum, *, fwhm: float | None = None, how: str = "5550") -> np.ndarray:
-    """A spectrum as the network reads it: (580,) float32, about 1.
+    """A spectrum as the network takes it: (580,) float32, about 1, NaN where nothing was measured.
 
     InputError if less than 65 % of 3900-6800 Å was measured or there is no light to divide by.
     """
@@ -129,7 +126,8 @@ def prepare(spectrum: Spectrum, *, fwhm: float | None = None, how: str = "5550")
     share = float(measured.mean())
     if share < COVERAGE:
         raise InputError(f"only {share:.0%} of {FIRST:.0f}-{LAST:.0f} Å is measured; {COVERAGE:.0%} are needed")
-    prepared = normalise(fill(flux / np.abs(flux).max(), measured), how) if flux.any() else None
-    if prepared is None or not np.isfinite(prepared).all():
+    if not flux.any():
         raise InputError("no light in the spectrum")
+    prepared = normalise(flux / np.abs(flux).max(), measured, how)
+    prepared[~measured] = np.nan
     return prepared
