@@ -182,6 +182,12 @@ def test_linear_fits(tmp_path):
     found = check(one)
     assert (found.name, found.sptype, found.fwhm, found.good.all()) == ("Sun", "G2V", 2.5, True)
     check(write_image(tmp_path / "b.fits", a_flux()[None], CD1_1=1.0, CRVAL1=3701.0, CRPIX1=2.0))
+    with fits.open(one) as file:
+        fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(file[0].data, file[0].header)]).writeto(tmp_path / "d.fits")
+    check(tmp_path / "d.fits")
+    fits.PrimaryHDU().writeto(tmp_path / "e.fits")
+    with pytest.raises(InputError, match="neither an array nor a table"):
+        readers.read(tmp_path / "e.fits")
     nm = {"CRVAL1": 370.0, "CDELT1": 0.1, "CUNIT1": "nm"}
     check(write_image(tmp_path / "c.fits", a_flux(), **nm))
 
@@ -445,6 +451,33 @@ def test_folds_together_test_every_star_once(simulated, tmp_path):
     network.train(stars, paths[1], network.Settings(members=1, epochs=2, fold=1), progress=False)
     with pytest.raises(InputError, match="not folds of one training"):
         evaluate.test(paths[:2], simulated, None)
+
+
+def test_gaps_are_filled_from_principal_components():
+    """Spectra of three shapes: what is hidden of one is found again, what was measured is not touched."""
+    rng = np.random.default_rng(0)
+    shapes = np.stack([np.sin(CENTRES / 300), np.cos(CENTRES / 500), (CENTRES - 5550) / 1000])
+    flux = (2 + rng.normal(size=(60, 3)) @ shapes + 0.001 * rng.normal(size=(60, 580))).astype(np.float32)
+    model = network.StarNetwork([], flux[:50])
+    gappy = flux[50:].copy()
+    gappy[:5, :200] = gappy[5:, 400:] = gappy[2, 300:350] = np.nan
+    filled = model.fill(gappy)
+    measured = np.isfinite(gappy)
+    assert np.isfinite(filled).all() and np.array_equal(filled[measured], gappy[measured])
+    assert np.abs(filled - flux[50:]).max() <= 0.02
+    with pytest.raises(InputError, match="gaps"):
+        network.StarNetwork([], gappy)
+
+
+def test_a_spectrum_at_odds_with_itself_is_called_doubtful(simulated, weights, tmp_path, capsys, monkeypatch):
+    from examples.stellar_spectra import predict
+
+    p_class = np.eye(7)[[0]]  # the class head says O, the code says G2
+    said = network.Prediction(np.array([5205.0]), p_class, np.eye(5)[[4]], np.zeros(1))
+    monkeypatch.setattr(predict, "apply", lambda *_: said)
+    file = sorted(simulated.glob("*.fits"))[0]
+    assert command("predict", file, "--weights", weights, "--out", tmp_path / "types.csv") == 0
+    assert f"doubtful: {file}: class says O9.5V, code 5205 says G" in capsys.readouterr().err
 
 
 def test_types_keep_class_and_subclass_together():

@@ -38,8 +38,8 @@ FOLDS = 5
 class Stars:
     """Spectra ready for the network, and what is known of each: all of length N.
 
-    flux (N, 580) float32, NaN where not measured; types: SpectralType or None; stars: key of the star; libraries; files.
-    kind: "real" or "simulated".
+    flux (N, 580) float32, NaN where not measured; types: SpectralType or None; stars: key of the star; libraries;
+    files. kind: "real" or "simulated".
     """
 
     flux: np.ndarray
@@ -157,7 +157,7 @@ def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None) -> S
         try:
             flux.append(prepare(spectrum, how=how))
         except InputError as error:
-            unusable[library, re.sub(r"\d+ ?%", "too little", str(error), count=1)] += 1
+            unusable[library, re.sub(r"only \d+% of", "too little of", str(error))] += 1
             continue
         types.append(kind_of)
         stars.append(star)

@@ -80,7 +80,9 @@ class StarNetwork(nn.Module):
         """Mean, scale and principal components of the training part (N, 580)."""
         whole = flux[np.isfinite(flux).all(1)]
         if len(whole) < 2:
-            raise InputError("no two training spectra cover all of 3900-6800 Å; the gaps of the others cannot be filled")
+            raise InputError(
+                "no two training spectra cover all of 3900-6800 Å; the gaps of the others cannot be filled"
+            )
         self.mean, self.scale = whole.mean(0), whole.std(0) + 0.02
         _, s, rows = np.linalg.svd(whole - self.mean, full_matrices=False)
         k = min(COMPONENTS, len(whole) - 1)
@@ -231,7 +233,9 @@ def train(
         model,
         partial(star_loss, class_weight=weight),
         optimizer,
-        DataLoader(TensorDataset(*arrays(training, model)), settings.batch_size, shuffle=True, rng=rng, transform=transform),
+        DataLoader(
+            TensorDataset(*arrays(training, model)), settings.batch_size, shuffle=True, rng=rng, transform=transform
+        ),
         DataLoader(TensorDataset(*arrays(validation, model)), 256),
         epochs=settings.epochs,
         scheduler=optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs),
@@ -292,8 +296,8 @@ def load(path: Path) -> tuple[StarNetwork, dict[str, Any]]:
 def describe(meta: dict[str, Any]) -> str:
     """One line of what a network is and what it was trained on."""
     s = meta["settings"]
+    trained = f"{meta['counts']['train']} {meta['data']} spectra of {', '.join(meta['libraries'])}"
     return (
         f"{s['members']} {s['network']} networks of {s['hidden']} neurons, normalisation {s['normalisation']}, "
-        f"{s['epochs']} epochs, seed {s['seed']}, fold {s['fold']}; trained on {meta['counts']['train']} {meta['data']} "
-        f"spectra of {', '.join(meta['libraries'])}"
+        f"{s['epochs']} epochs, seed {s['seed']}, fold {s['fold']}; trained on {trained}"
     )

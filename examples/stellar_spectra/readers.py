@@ -113,9 +113,10 @@ def _read_fits(path: Path) -> tuple[Any, Any, Any, dict[str, Any]]:
                 for hdu in file:
                     if isinstance(hdu, fits.BinTableHDU) and (columns := _columns(hdu)):
                         return _from_table(columns, file)
-                header, data = file[0].header, file[0].data
-            if data is None:
-                raise InputError("FITS file with neither an array nor a table of wavelengths and fluxes")
+                image = next((hdu for hdu in file if hdu.is_image and hdu.data is not None), None)
+                if image is None:
+                    raise InputError("FITS file with neither an array nor a table of wavelengths and fluxes")
+                header, data = image.header, image.data
             if data.ndim == 2 and "COEFF0" in header:
                 return _from_spspec(header, data)
             return _from_image(header, data)
