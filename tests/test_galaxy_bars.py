@@ -324,6 +324,7 @@ def test_bad_samples(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "at least 5 of each class" in fails(capsys, *train, tmp_path / "few")
     for option, value in [("--epochs", 0), ("--batch-size", 1), ("--lr", "nan"), ("--threads", 0)]:
         fails(capsys, "train", "--out", out, "--data", sample, option, value)
+    assert "is a folder" in fails(capsys, "train", "--out", tmp_path, "--data", sample, "--overwrite")
     assert not out.exists()
 
 

@@ -39,6 +39,13 @@ def read(folder: Path | None) -> Galaxies:
     return galaxies
 
 
+def check_file(out: Path, overwrite: bool) -> None:
+    """InputError now, not after the work, if the file `out` could not be written."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: give --out the name of a file")
+    refuse_existing(out, overwrite)
+
+
 def use_threads(threads: int | None) -> None:
     """Set the number of processor threads, if one was asked for."""
     if threads is not None:
@@ -51,7 +58,7 @@ def train(options: argparse.Namespace) -> int:
     """Train on the sample's training part and save the network of the lowest validation loss."""
     if options.epochs < 1 or options.batch_size < 2 or not options.lr > 0:
         raise InputError("train needs --epochs of at least 1, --batch-size of at least 2 and a positive --lr")
-    refuse_existing(options.out, options.overwrite)
+    check_file(options.out, options.overwrite)
     use_threads(options.threads)
     galaxies = read(options.data)
     running = options.out.with_suffix(".running.safetensors")
@@ -156,7 +163,7 @@ def write_predictions(
 
 def predict(options: argparse.Namespace) -> int:
     """Write p(bar) of each picture; one that cannot be read is reported and left out, and the exit code is 1."""
-    refuse_existing(options.out, options.overwrite)
+    check_file(options.out, options.overwrite)
     use_threads(options.threads)
     if options.pixel_scale is not None and not options.pixel_scale > 0:
         raise InputError(f"--pixel-scale must be positive, got {options.pixel_scale}")
