@@ -418,7 +418,9 @@ def test_evaluate_writes_tables_and_figures(sample: Path, weights: Path, capsys:
         rows = {row["sample"]: row for row in csv.DictReader(file)}
     assert rows["talk"]["TP"] == "1100"
     assert sum(int(rows["all"][name]) for name in ("TP", "FN", "FP", "TN")) == 8
-    assert "--overwrite" in fails(capsys, "evaluate", "--data", sample, "--weights", weights, "--out", out)
+    evaluate_to = ("evaluate", "--data", sample, "--weights", weights, "--out")
+    assert "--overwrite" in fails(capsys, *evaluate_to, out)
+    assert "is a file" in fails(capsys, *evaluate_to, weights, "--overwrite")
     assert (
         command("evaluate", "--data", sample, "--weights", weights, "--out", out, "--overwrite", "--part", "all") == 0
     )

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--size", type=int, default=64, help="pixels across the field of 19.2 arcsec")
     simulate.add_argument("--format", choices=["png", "jpeg"], default="png", help="of the pictures")
 
-    train = command("train", "train a network on 60 %% of the galaxies, watching another 20 %%")
+    train = command("train", "train a network on three fifths of the galaxies, choose its best epoch on another fifth")
     train.add_argument("--data", type=Path, help=DATA_HELP)
     add_output(train, "trained weights, a .safetensors file")
     train.add_argument("--network", choices=["small", "alexnet"], default="small", help="small has 125,000 parameters")

@@ -100,6 +100,8 @@ def train_galaxies(
 
 def evaluate(options: argparse.Namespace) -> int:
     """Print and write the tables, draw the figures."""
+    if options.out.is_file():
+        raise InputError(f"{options.out} is a file: give --out the name of a folder")
     refuse_existing(options.out, options.overwrite)
     use_threads(options.threads)
     model, meta = network.load(options.weights)
