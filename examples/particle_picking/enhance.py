@@ -62,6 +62,9 @@ def downsample(image: np.ndarray, factor: float) -> tuple[np.ndarray, tuple[floa
     falls to 1/e at it against ringing.
     """
     tall, wide = image.shape
+    if factor < 1:  # small particles are drawn larger, by linear interpolation
+        large = ndimage.zoom(image, 1 / factor, order=1)
+        return large, ((large.shape[0] - 1) / (tall - 1), (large.shape[1] - 1) / (wide - 1))
     pad_y, pad_x = (fft.next_fast_len(n + max(16, n // 16), real=True) - n for n in (tall, wide))
     padded = np.pad(image, ((0, pad_y), (0, pad_x)), mode="symmetric")
     spectrum = fft.rfft2(padded, workers=1)
