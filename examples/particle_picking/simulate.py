@@ -224,7 +224,9 @@ def simulate(
     for old in out.glob("*/sim_*"):  # of a simulation that this one replaces
         old.unlink()
     truth = []
-    for k, stream in enumerate(tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=not progress)):
+    for k, stream in enumerate(
+        tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=None if progress else True)
+    ):
         tried = stream.uniform(0.75, 1.25) * 210 * (size * apix / 3625) ** 2  # as dense as on EMPIAR-10017
         made = micrograph(stream, size=size, apix=apix, particles=round(tried), carbon=k % 2 == 1)
         name = f"sim_{seed}_{k:03d}"
