@@ -409,8 +409,28 @@ def test_labels_discs_masks_and_rim() -> None:
     x, y = view.to_working([[100.0, 90.0]])[0]
     assert label[round(y), round(x)] == 1 and label[round(y), round(x + 7)] == 0 and label[100, 160] == 1
     assert label[60, 160] == 3 and (label[:8] == network.IGNORE).all()
-    with pytest.raises(InputError, match="mask"):
-        network.labels(view, np.empty((0, 2)), mask[:-1])
+
+
+def test_truth_of_another_size_is_refused(tmp_path: Path) -> None:
+    formats.write_mrc(tmp_path / "images" / "a.mrc", some_image(300), 2.0, "x")
+    formats.write_star(
+        tmp_path / "coords" / "a.star", Picks(np.array([[10.0, 10.0], [900, 20], [20, 800]]), np.ones(3))
+    )
+    folder = data.open_collection(tmp_path, diameter=(27, "px"))
+    with pytest.raises(InputError, match=r"a\.star: 2 of 3 centres lie outside 308x300"):
+        network.prepare(folder, folder.entries[0])
+    formats.write_star(tmp_path / "coords" / "a.star", Picks(np.array([[10.0, 10.0]]), np.ones(1)))
+    formats.write_mask(tmp_path / "semantic" / "a.png", np.zeros((10, 10), np.uint8))
+    folder = data.open_collection(tmp_path, diameter=(27, "px"))
+    with pytest.raises(InputError, match=r"a\.png: 10x10 px"):
+        network.prepare(folder, folder.entries[0])
+    formats.write_mask(tmp_path / "semantic" / "a.png", np.full((300, 308), 7, np.uint8))
+    with pytest.raises(InputError, match="class mask"):
+        network.prepare(folder, folder.entries[0])
+    for text in ("[]", "{", '{"kind": "invented"}', '{"diameter": -3}', '{"apix": "wide"}'):
+        (tmp_path / "dataset.json").write_text(text)
+        with pytest.raises(InputError, match=r"dataset\.json"):
+            data.open_collection(tmp_path)
 
 
 def test_class_mask_at_full_resolution() -> None:
@@ -535,6 +555,7 @@ def test_resume_gives_the_same_weights(chain: Path, tmp_path: Path, monkeypatch:
         (["train", "--data", "{}/nowhere", "--out", "{}/x.safetensors"], "no such data folder"),
         (["train", "--data", "{}", "--out", "{}/w.safetensors"], "exists already"),
         (["train", "--data", "{}/sim", "--out", "{}/x.txt"], "safetensors"),
+        (["train", "--data", "{}/sim", "--out", "{}/w.safetensors/x.safetensors"], "w.safetensors"),
         (["train", "--data", "{}/sim", "--out", "{}/x.safetensors", "--folds", "9"], "folds"),
         (["train", "--data", "{}/sim", "--out", "{}/x.safetensors", "--diameter", "2000"], "--diameter"),
         (["evaluate", "--data", "{}/sim", "--weights", "{}/sim/README.txt", "--out", "{}/e2"], "README.txt"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,8 +153,11 @@ def _train(args: argparse.Namespace, collection: Collection) -> int:
 
     if not args.resume:
         refuse_existing(args.out, args.overwrite)
-    if args.out.suffix != ".safetensors":
+    if args.out.suffix != ".safetensors" or args.out.is_dir():
         raise InputError(f"--out {args.out}: weights are a .safetensors file")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=args.out.parent):  # if it cannot be written, say so now and not after an epoch
+        pass
     parts = data.split(collection, folds=args.folds, fold=args.fold, seed=args.split_seed)
     print(
         f"{collection.kind} data: {len(parts.train)} micrographs train, {len(parts.val)} validate,"

@@ -83,12 +83,7 @@ def open_collection(folder: Path, *, diameter: Diameter | None = None, apix: flo
     images = sorted(path for path in (folder / "images").glob("*") if formats.is_micrograph(path))
     if not images:
         raise InputError(f"{folder}: no micrographs (.mrc, .png, .jpg) in {folder / 'images'}; {REMEDY}")
-    about: dict = {}
-    if (folder / "dataset.json").is_file():
-        try:
-            about = json.loads((folder / "dataset.json").read_text())
-        except ValueError as error:
-            raise InputError(f"{folder / 'dataset.json'}: not JSON ({error})") from error
+    about = _about(folder / "dataset.json")
     coords = _by_name(folder / "coords", formats.COORDINATE_SUFFIXES)
     semantic = _by_name(folder / "semantic", (".png",))
     pickers = {sub.name: _by_name(sub, formats.COORDINATE_SUFFIXES) for sub in sorted(folder.glob("pickers/*"))}
@@ -109,7 +104,21 @@ def open_collection(folder: Path, *, diameter: Diameter | None = None, apix: flo
             raise InputError(
                 f"{folder}: the particle diameter is not in its files; give --diameter, as 108 (px) or 190A (Å)"
             )
-    return Collection(folder, about.get("kind", "real"), float(across), apix, entries)
+    return Collection(folder, about.get("kind", "real"), across, apix, entries)
+
+
+def _about(path: Path) -> dict:
+    """What the folder says of itself: {"kind": "real" or "simulated", "diameter": px, "apix": Å/px}, all optional."""
+    if not path.is_file():
+        return {}
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        numbers = [float(about[name]) for name in ("diameter", "apix") if about.get(name) is not None]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be used ({error})") from error
+    if about.get("kind", "real") not in ("real", "simulated") or not all(0 < number < 1e6 for number in numbers):
+        raise InputError(f'{path}: kind is "real" or "simulated", diameter (px) and apix (Å) are positive numbers')
+    return about
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:

@@ -110,7 +110,7 @@ def _read_picture(path: Path) -> np.ndarray:
             picture.load()
             keep = picture.mode in ("L", "F") or picture.mode.startswith("I")
             return np.asarray(picture if keep else picture.convert("L"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from error
 
 

@@ -32,8 +32,6 @@ def labels(enhanced: Enhanced, xy: np.ndarray, mask: np.ndarray | None) -> np.nd
     h, w = enhanced.image.shape
     label = np.zeros((h, w), np.int64)
     if mask is not None:
-        if mask.shape != enhanced.shape:
-            raise InputError(f"a class mask is {mask.shape[::-1]} px and its micrograph {enhanced.shape[::-1]} px")
         rows, columns = ((np.arange(n) / s).astype(int) for n, s in zip((h, w), enhanced.scale, strict=True))
         coarse = mask[np.ix_(np.minimum(rows, mask.shape[0] - 1), np.minimum(columns, mask.shape[1] - 1))]
         label[coarse == 2] = 2
@@ -59,11 +57,21 @@ class Prepared:
 
 
 def prepare(collection: Collection, entry: Entry) -> Prepared:
-    """Read, enhance and label one micrograph."""
+    """Read, enhance and label one micrograph; raises InputError if its centres or mask are those of another size."""
     image, _ = formats.read_micrograph(entry.image)
+    tall, wide = image.shape
     enhanced = enhance(image, collection.diameter)
     xy = truth(entry)
+    outside = int(((xy < -0.5) | (xy > (wide - 0.5, tall - 0.5))).any(1).sum())
+    if outside > len(xy) / 2:
+        raise InputError(
+            f"{entry.coords}: {outside} of {len(xy)} centres lie outside {wide}x{tall} px: another binning?"
+        )
     mask = formats.read_mask(entry.semantic) if entry.semantic else None
+    if mask is not None and mask.shape != image.shape:
+        raise InputError(
+            f"{entry.semantic}: {mask.shape[1]}x{mask.shape[0]} px, but its micrograph is {wide}x{tall} px"
+        )
     return Prepared(entry, enhanced, xy, labels(enhanced, xy, mask))
 
 
@@ -162,7 +170,7 @@ class Picker:
 def load_picker(path: Path) -> Picker:
     """Read a trained picker; raises InputError if the file is none."""
     saved = checkpoint.load(path)
-    if saved.meta.get("task") != TASK:
+    if saved.meta.get("task") != TASK or not {"network", "threshold", "diameter", "apix", "split"} <= saved.meta.keys():
         raise InputError(f"{path}: not the weights of a particle picker; train some with: particle_picking train")
     model = models.UNet(**saved.meta["network"])
     checkpoint.load_model(path, model)
