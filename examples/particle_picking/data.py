@@ -1,5 +1,4 @@
-"""Folders of micrographs with particle centres, the split by micrograph, and the one labelled micrograph that pip can
-fetch.
+"""Folders of micrographs with particle centres, the split by micrograph, and the one micrograph that pip can fetch.
 
 A data folder holds images/ (MRC, PNG, JPEG) and, under the same names, coords/ (.star, .cbox, .box, .csv), and where
 there are any semantic/*.png (class masks) and pickers/NAME/*.star (other programs' picks, rows counted from the
@@ -34,9 +33,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Collection:
-    """A data folder: `kind` "real" or "simulated", particle `diameter` in px, `apix` in Å/px (None if unknown), its
-    entries.
-    """
+    """A data folder: `kind` "real" or "simulated", particle `diameter` in px, `apix` in Å/px or None, its entries."""
 
     folder: Path
     kind: str
@@ -75,9 +72,7 @@ def in_pixels(diameter: Diameter, apix: float | None) -> float:
 
 
 def open_collection(folder: Path, *, diameter: Diameter | None = None, apix: float | None = None) -> Collection:
-    """List a data folder (or the first folder inside it that has images/); raises InputError if nothing can be learned
-    there.
-    """
+    """List a data folder (or the first folder in it that has images/); raises InputError if it cannot be used."""
     if not (folder / "images").is_dir():
         folder = next((sub for sub in sorted(folder.glob("*")) if (sub / "images").is_dir()), folder)
     images = sorted(path for path in (folder / "images").glob("*") if formats.is_micrograph(path))
@@ -162,8 +157,7 @@ FETCHED = ("micrograph-cleaner-em==1.0.2", "dd8b526fbf8134cb28d39a2df267391687ce
 
 
 def fetch(out: Path, *, overwrite: bool = False) -> None:
-    """Write one real micrograph with a large ice crystal, its automatic RELION picks and contamination mask to the
-    folder `out`.
+    """Write one real micrograph with a large ice crystal, automatic picks and a contamination mask to folder `out`.
 
     From the tests of the package micrograph-cleaner-em (Sanchez-Garcia et al. 2020). The picks are a program's, made
     before cleaning: most sit on contamination. It shows what ice looks like; it is no truth to train on.

@@ -55,8 +55,7 @@ def dead_border(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def downsample(image: np.ndarray, factor: float) -> tuple[np.ndarray, tuple[float, float]]:
-    """Low-pass and shrink by cutting the Fourier transform: image (H, W) -> about (H/factor, W/factor), and the exact
-    scale.
+    """Low-pass and shrink by cutting the Fourier transform: (H, W) -> about (H/factor, W/factor), and the exact scale.
 
     Pixel (0, 0) keeps its place. Everything above the new Nyquist frequency goes and nothing folds back; a Gaussian
     falls to 1/e at it against ringing.

@@ -115,9 +115,7 @@ def _read_picture(path: Path) -> np.ndarray:
 
 
 def write_mrc(path: Path, image: np.ndarray, apix: float, label: str) -> None:
-    """Write `image` (H, W) of dtype int8, int16, uint16, float16 or float32 as MRC with its pixel size in Å and a
-    label.
-    """
+    """Write `image` (H, W; int8, int16, uint16, float16, float32) as MRC with its pixel size in Å and a label."""
     import mrcfile
 
     with atomic_write(path) as part, warnings.catch_warnings():
@@ -150,9 +148,7 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 @dataclass
 class Picks:
-    """Particle centres xy (n, 2) float64 in px, their scores (n,) (NaN where the file has none), and the box size in
-    px.
-    """
+    """Particle centres xy (n, 2) float64 in px, scores (n,) (NaN where the file has none), box size in px or None."""
 
     xy: np.ndarray
     score: np.ndarray

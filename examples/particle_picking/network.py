@@ -24,8 +24,7 @@ TASK = "particle_picking"
 
 
 def labels(enhanced: Enhanced, xy: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Training labels (h, w) int64: a disc at each centre xy (n, 2, original px) is protein; ice and carbon from
-    `mask`.
+    """Training labels (h, w) int64: discs at the centres xy (n, 2, original px) are protein; ice, carbon from `mask`.
 
     Within half a particle of the rim nothing is labelled (IGNORE): particles there are not marked.
     """
@@ -117,9 +116,7 @@ def _tiles(prepared: list[Prepared], side: int) -> data.TensorDataset:
 
 
 def class_weights(prepared: list[Prepared]) -> np.ndarray:
-    """Weight 1/√frequency for each class (4,), at most 10 times background's, mean 1 over pixels; 0 for one never
-    labelled.
-    """
+    """Weight 1/√frequency of each class (4,), at most 10 times background's, mean 1 over pixels; 0 if unlabelled."""
     counts = sum(np.bincount(item.label[item.label != IGNORE], minlength=len(CLASSES)) for item in prepared)
     share = counts / max(counts.sum(), 1)
     weight = np.where(share > 0, np.sqrt(share[0] / np.maximum(share, 1e-12)), 0).clip(0, 10)

@@ -22,8 +22,7 @@ def rim_distance(enhanced: Enhanced) -> np.ndarray:
 def find_picks(
     probability: np.ndarray, enhanced: Enhanced, *, smooth: float = 0.12, distance: float = 0.45, border: float = 0.5
 ) -> Picks:
-    """Local maxima of the smoothed protein probability (h, w) -> centres in original px with the smoothed value as
-    score.
+    """Local maxima of the smoothed protein probability (h, w) -> centres in original px, scored by its value there.
 
     Lengths in particle diameters: `smooth` the Gaussian's σ, `distance` the least between two centres (the higher
     score stays), `border` the least from the rim of the live image. Sub-pixel by a parabola through three neighbours
@@ -68,11 +67,10 @@ def _vertex(heat: np.ndarray, rows: np.ndarray, columns: np.ndarray, axis: int) 
 
 
 def match(truth: np.ndarray, found: np.ndarray, radius: float) -> np.ndarray:
-    """Match centres one to one, the nearest pair first: index of the true centre for each found one, −1 if none within
-    radius.
+    """Match centres one to one within `radius`, the nearest pair first.
 
-    truth (n, 2), found (m, 2) -> (m,) int. Pairs come from a k-d tree. (An optimal assignment finds at most a pair
-    more or two in 700 on the micrographs here.)
+    truth (n, 2), found (m, 2) -> (m,) int: the index of each found one's true centre, −1 if it has none. Pairs come
+    from a k-d tree. (An optimal assignment finds at most a pair more or two in 700 on the micrographs here.)
     """
     owner = np.full(len(found), -1)
     if not len(truth) or not len(found):

@@ -43,9 +43,7 @@ class Microscope:
         return 12.2643 / np.sqrt(volts + 0.97845e-6 * volts**2)
 
     def ctf(self, k: np.ndarray) -> np.ndarray:
-        """Contrast transfer sin(χ + asin A) at spatial frequency k (1/Å), χ = π λ Δf k² − ½ π Cs λ³ k⁴, underfocus
-        positive.
-        """
+        """Contrast transfer sin(χ + asin A) at frequency k (1/Å): χ = π λ Δf k² − ½ π Cs λ³ k⁴, underfocus positive."""
         chi = np.pi * self.wavelength * self.defocus * k**2 - 0.5 * np.pi * self.cs * 1e7 * self.wavelength**3 * k**4
         return np.sin(chi + np.arcsin(self.amplitude_contrast))
 
@@ -75,8 +73,7 @@ class Molecule:
 
 
 def molecule(blobs: int = 36, width: float = 9.0, seed: int = 465) -> Molecule:
-    """Four identical subunits of `blobs` blobs each, related by three twofold axes (point group D2), filling 180 x 130
-    x 95 Å.
+    """Four equal subunits of `blobs` blobs, related by three twofold axes (point group D2), filling 180 x 130 x 95 Å.
 
     One subunit fills a quarter of an ellipsoid, its blobs spread by farthest-point sampling; the symmetry makes the
     other three.
@@ -126,9 +123,7 @@ def _ice_crystal(rng: np.random.Generator, yy: np.ndarray, xx: np.ndarray) -> np
 
 @dataclass
 class Micrograph:
-    """One simulated micrograph: electrons per pixel (H, W), true centres (n, 2) in px, class mask (H, W) uint8, its
-    history.
-    """
+    """One simulated micrograph: electrons per pixel (H, W), true centres (n, 2) in px, class mask (H, W) uint8."""
 
     counts: np.ndarray
     xy: np.ndarray
@@ -211,8 +206,7 @@ def simulate(
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
-    """Write `n` simulated micrographs to the folder `out`: images/*.mrc, coords/*.star, semantic/*.png, dataset.json,
-    README.txt.
+    """Write `n` simulated micrographs to the folder `out` as `data` reads them, with a README that says so.
 
     Every other one shows the carbon edge. `size` in px, `apix` in Å/px, `mode` the MRC's number type.
     """
@@ -224,9 +218,8 @@ def simulate(
     for old in out.glob("*/sim_*"):  # of a simulation that this one replaces
         old.unlink()
     truth = []
-    for k, stream in enumerate(
-        tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=None if progress else True)
-    ):
+    streams = tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=None if progress else True)
+    for k, stream in enumerate(streams):
         tried = stream.uniform(0.75, 1.25) * 210 * (size * apix / 3625) ** 2  # as dense as on EMPIAR-10017
         made = micrograph(stream, size=size, apix=apix, particles=round(tried), carbon=k % 2 == 1)
         name = f"sim_{seed}_{k:03d}"
