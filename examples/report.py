@@ -20,10 +20,11 @@ STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1.5rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; font-size: .93rem; }
-caption { text-align: left; font-weight: 600; padding: .4rem 0; }
-td, th { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+h3 { font-size: 1rem; margin: 2rem 0 .3rem; }
+td, th { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+.facts td { text-align: left; }
 td:first-child, th:first-child { text-align: left; } thead th { border-bottom: 2px solid var(--line); }
-.scroll { overflow-x: auto; margin: 1.5rem 0; } .note { font-size: .88rem; opacity: .8; max-width: 50rem; }
+.scroll { overflow-x: auto; margin: 0 0 .5rem; } .note { font-size: .88rem; opacity: .8; max-width: 50rem; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { font-size: .9rem; opacity: .85; }
 code { background: var(--soft); padding: .1rem .3rem; border-radius: 3px; }
@@ -64,7 +65,7 @@ def write_report(path: Path, title: str, intro: str, sections: list[Section]) ->
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
         f"<body><h1>{_text(title)}</h1><p>{_text(intro)}</p><ol>{contents}</ol>"
-        f'<div class="scroll"><table>{facts}</table></div>{body}</body></html>'
+        f'<div class="scroll"><table class="facts">{facts}</table></div>{body}</body></html>'
     )
     with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")
@@ -85,7 +86,7 @@ def _table(table: Table) -> str:
     rows = "".join("<tr>" + "".join(f"<td>{_text(c)}</td>" for c in row) + "</tr>" for row in table.rows)
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
     return (
-        f'<div class="scroll"><table><caption>{_text(table.title)}</caption>'
+        f'<h3>{_text(table.title)}</h3><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
     )
 
