@@ -9,14 +9,18 @@ import argparse
 import csv
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import minidl
 from minidl.checkpoint import atomic_write
 
 
@@ -70,6 +74,29 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+@contextmanager
+def new_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
+    """Give a folder beside `out` to fill and rename it to `out` at the end; nothing stays if anything fails.
+
+    `overwrite` replaces only a folder that holds the file `marker`, which this program writes into its own.
+    """
+    refuse_existing(out, overwrite)
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / marker).exists())):
+        raise InputError(f"{out} was not made by this program (no {marker} in it): give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        yield part
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o777 & ~mask)  # mkdtemp makes folders private
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def cache_folder() -> Path:
@@ -153,7 +180,26 @@ class Section:
     data: str  # "real ..." or "simulated ...": said wherever a figure of it stands
     tables: list[Table] = field(default_factory=list)
     figures: list[tuple[Path, str]] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float = 0.0  # set by examples.reproduce
+
+
+def add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Add a command to a program's `add_subparsers()`; its --help shows `text` and every default."""
+    style = argparse.ArgumentDefaultsHelpFormatter
+    return commands.add_parser(name, help=text, description=text, formatter_class=style)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add `--threads` to a command; `use_threads` sets it."""
+    parser.add_argument("--threads", type=int, help="threads of the kernels (default: all processors)")
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the number of threads, if one was given."""
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads must be at least 1, not {threads}")
+        minidl.set_num_threads(threads)
 
 
 def add_output(parser: argparse.ArgumentParser, out_help: str) -> None:

@@ -11,8 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import minidl
-from examples.common import Section, run_command
+from examples.common import Section, add_threads, run_command, use_threads
 from examples.report import write_report
 
 TASKS = ("galaxy_bars", "stellar_spectra", "particle_picking")
@@ -28,11 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report (default: report)")
     parser.add_argument("--seed", type=int, default=0, help="seed of data, weights and order (default: 0)")
-    parser.add_argument("--threads", type=int, default=None, help="threads (default: all processors)")
+    add_threads(parser)
     parser.add_argument("--only", choices=TASKS, nargs="+", default=TASKS, help="run only these")
     options = parser.parse_args(argv)
-    if options.threads:
-        minidl.set_num_threads(options.threads)
+    use_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
 
     start = time.perf_counter()
@@ -41,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n[{number}/{len(options.only)}] {name}", flush=True)
         task = importlib.import_module(f"examples.{name}.reproduce")
         began = time.perf_counter()
-        section = task.reproduce(options.out / name, seed=options.seed, threads=options.threads)
+        section = task.reproduce(options.out / name, seed=options.seed)
         section.seconds = time.perf_counter() - began
         sections.append(section)
         print(f"\n{section.title} ({section.data}), {section.seconds:.0f} s")

@@ -8,7 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from examples.common import InputError, add_output, data_folder, refuse_existing, run_command
+from examples.common import (
+    InputError,
+    add_command,
+    add_output,
+    add_threads,
+    data_folder,
+    refuse_existing,
+    run_command,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from examples.particle_picking.data import Collection
@@ -49,20 +58,15 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="particle_picking", description="Find protein particles in cryo-EM micrographs.")
     commands = top.add_subparsers(dest="command", required=True)
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-
     def add_data(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--data", type=Path, help="folder with images/ and coords/ (else $MINIDL_DATA/micrographs)")
         sub.add_argument(
             "--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å), if not in the folder"
         )
         sub.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the files")
-        sub.add_argument("--threads", type=_count, help="threads of the kernels; default all cores")
+        add_threads(sub)
 
-    sim = command("simulate", "make micrographs of a molecule like beta-galactosidase, with truth")
+    sim = add_command(commands, "simulate", "make micrographs of a molecule like beta-galactosidase, with truth")
     sim.add_argument("--n", type=_count, default=12, help="number of micrographs")
     sim.add_argument("--seed", type=int, default=0, help="random seed")
     sim.add_argument("--size", type=_count, default=1024, help="side in px")
@@ -70,10 +74,12 @@ def parser() -> argparse.ArgumentParser:
     sim.add_argument("--mode", choices=("float32", "int16", "uint16"), default="float32", help="number type of the MRC")
     add_output(sim, "folder to write")
 
-    fetched = command("fetch", "fetch a real micrograph with ice, automatic picks and contamination mask (pip, 5 MB)")
+    fetched = add_command(
+        commands, "fetch", "fetch a real micrograph with ice, automatic picks and contamination mask (pip, 5 MB)"
+    )
     add_output(fetched, "folder to write")
 
-    fit = command("train", "train a picker on a data folder")
+    fit = add_command(commands, "train", "train a picker on a data folder")
     add_data(fit)
     fit.add_argument("--epochs", type=_count, default=16, help="epochs of 128 crops")
     fit.add_argument("--seed", type=int, default=0, help="seed of weights and crops")
@@ -87,20 +93,20 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--resume", action="store_true", help="continue a training that was interrupted")
     add_output(fit, "weights to write (.safetensors)")
 
-    test = command("evaluate", "score a picker on its test micrographs, beside other programs' picks")
+    test = add_command(commands, "evaluate", "score a picker on its test micrographs, beside other programs' picks")
     add_data(test)
     test.add_argument(
         "--weights", type=Path, nargs="+", required=True, help="trained weights; those of all folds together"
     )
     add_output(test, "folder for tables and figures")
 
-    use = command("predict", "pick particles: .star, .box, .cbox and class mask for each micrograph")
+    use = add_command(commands, "predict", "pick particles: .star, .box, .cbox and class mask for each micrograph")
     use.add_argument("files", type=Path, nargs="+", help="micrographs: .mrc (.gz, .bz2), .png, .jpg")
     use.add_argument("--weights", type=Path, required=True, help="trained weights")
     use.add_argument("--threshold", type=_threshold, help="least score of a pick, 0..1; default the weights' own")
     use.add_argument("--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å); default as trained")
     use.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the file")
-    use.add_argument("--threads", type=_count, help="threads of the kernels; default all cores")
+    add_threads(use)
     add_output(use, "folder to write")
     return top
 
@@ -123,10 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"1 real micrograph in {args.out}")
         return 0
 
-    import minidl
-
-    if args.threads:
-        minidl.set_num_threads(args.threads)
+    use_threads(getattr(args, "threads", None))
     if args.command == "predict":
         from examples.particle_picking.predict import predict
 

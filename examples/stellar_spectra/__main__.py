@@ -17,20 +17,19 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m examples.stellar_spectra", description="Spectral types of stars.")
     commands = main.add_subparsers(dest="command", required=True)
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-
-    p = command("simulate", "Write simulated spectra (1-D FITS) with labels.csv into a folder.")
+    p = common.add_command(commands, "simulate", "Write simulated spectra (1-D FITS) with labels.csv into a folder.")
     p.add_argument("--n", type=int, default=1000, help="how many")
     p.add_argument("--seed", type=int, default=0, help="of the random numbers")
     common.add_output(p, "folder to write")
 
-    p = command("fetch", "Get the MILES and STELIB libraries through pip (121 MB, kept in the cache).")
+    p = common.add_command(
+        commands, "fetch", "Get the MILES and STELIB libraries through pip (121 MB, kept in the cache)."
+    )
     common.add_output(p, "folder to write")
 
-    p = command("train", "Train on a folder of spectra with types; the test part is not looked at.")
+    p = common.add_command(
+        commands, "train", "Train on a folder of spectra with types; the test part is not looked at."
+    )
     add_data(p)
     p.add_argument("--network", default="tanh", choices=["tanh", "cnn", "autoencoder"], help="the body")
     p.add_argument("--members", type=int, default=5, help="networks, started differently, whose answers are averaged")
@@ -46,21 +45,25 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="of the split, the first weights and the order")
     p.add_argument("--fold", type=int, default=0, help="which fifth of the stars is the test part, 0..4")
     p.add_argument("--resume", action="store_true", help="go on from --out if it exists")
-    add_threads(p)
+    common.add_threads(p)
     common.add_output(p, "trained network (.safetensors)")
 
-    p = command("evaluate", "Print and write tables and figures for stars that the network has not seen.")
+    p = common.add_command(
+        commands, "evaluate", "Print and write tables and figures for stars that the network has not seen."
+    )
     add_data(p)
     p.add_argument("--weights", type=Path, required=True, nargs="+", metavar="FILE",
                    help="file that train wrote; or those of several folds, whose tests are put together")  # fmt: skip
-    add_threads(p)
+    common.add_threads(p)
     common.add_output(p, "folder for tables (CSV) and figures (PNG)")
 
-    p = command("predict", "Write the types of spectra: FITS (1-D, SDSS, table) or two-column text.")
+    p = common.add_command(
+        commands, "predict", "Write the types of spectra: FITS (1-D, SDSS, table) or two-column text."
+    )
     p.add_argument("files", nargs="+", type=Path, metavar="FILE", help="spectra")
     p.add_argument("--weights", type=Path, required=True, help="file that train wrote")
     p.add_argument("--fwhm", type=float, help="resolution in Å of files whose header has none; 2.5 is assumed")
-    add_threads(p)
+    common.add_threads(p)
     common.add_output(p, "table to write (CSV): file, spectral_type, code, p_O ... p_M")
     return main
 
@@ -71,18 +74,10 @@ def add_data(p: argparse.ArgumentParser) -> None:
     p.add_argument("--libraries", nargs="+", metavar="NAME", help="libraries of the folder to take (all)")
 
 
-def add_threads(p: argparse.ArgumentParser) -> None:
-    """Add the number of threads."""
-    p.add_argument("--threads", type=int, help="threads of the kernels (as the backend chooses)")
-
-
 def run(argv: list[str] | None = None) -> int:
     """Parse and run one command -> exit code."""
     a = parser().parse_args(argv)
-    if getattr(a, "threads", None) is not None:
-        import minidl
-
-        minidl.set_num_threads(a.threads)
+    common.use_threads(getattr(a, "threads", None))
     start = time.perf_counter()
     code: int | None = 0
     if a.command == "simulate":

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..common import InputError, refuse_existing
+from ..common import InputError
 from . import codes
 from .preprocess import Spectrum, prepare
 from .readers import read
@@ -224,26 +220,3 @@ def write_labels(folder: Path, rows: Iterable[Sequence[object]]) -> None:
         writer = csv.writer(file)
         writer.writerow(LABELS)
         writer.writerows(rows)
-
-
-@contextmanager
-def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a folder beside `out` to fill and rename it to `out` at the end; nothing stays if anything fails.
-
-    `overwrite` replaces only a folder that holds about.json, one that this program made.
-    """
-    refuse_existing(out, overwrite)
-    if out.exists() and any(out.iterdir()) and not (out / "about.json").exists():
-        raise InputError(f"{out} was not made by this program (no about.json in it): give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield part
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o777 & ~mask)  # mkdtemp makes folders private
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

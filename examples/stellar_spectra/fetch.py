@@ -9,8 +9,8 @@ import json
 import re
 from pathlib import Path
 
-from ..common import pip_archive, wheel_members
-from .data import LIBRARY_FWHM, new_folder, write_labels
+from ..common import new_folder, pip_archive, wheel_members
+from .data import LIBRARY_FWHM, write_labels
 
 REQUIREMENT = "sdss-mangadap==4.5.0"
 SHA256 = "b8478bb24c32fe736fa6a2881805458719281862313838f8b032f3c10527ff34"
@@ -31,8 +31,8 @@ def fetch(out: Path, *, overwrite: bool = False) -> None:
 
     InputError if the package cannot be had (no network) or is not the one whose checksum is known.
     """
-    archive = pip_archive(REQUIREMENT, SHA256)
-    with new_folder(out, overwrite) as part:
+    with new_folder(out, "about.json", overwrite) as part:
+        archive = pip_archive(REQUIREMENT, SHA256)
         miles, rows, table = [], [], ""
         for member, content in wheel_members(archive, lambda name: _MEMBER.fullmatch(name) is not None):
             match = _MEMBER.fullmatch(member)

@@ -14,11 +14,8 @@ TITLE = "Spectral types of stars"
 SIMULATED = 1500  # spectra
 
 
-def reproduce(out: Path, *, seed: int = 0, threads: int | None = None) -> Section:
-    """Fetch or simulate, train, test on stars not trained on, draw: everything into `out` -> a chapter of the report.
-
-    `threads` is what the caller has set for the kernels already; the networks here are too small to need it.
-    """
+def reproduce(out: Path, *, seed: int = 0) -> Section:
+    """Fetch or simulate, train, test on stars not trained on, draw: all into `out` -> a chapter of the report."""
     out.mkdir(parents=True, exist_ok=True)
     folder, real = _data(seed)
     settings = network.Settings(seed=seed)

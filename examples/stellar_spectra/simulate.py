@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..common import new_folder
 from .codes import CLASSES, LUMINOSITIES, SpectralType
-from .data import new_folder, write_labels
+from .data import write_labels
 
 WAVE = np.arange(3600.0, 7400.0)  # Å, in air
 RESOLUTION = 2.5  # Å FWHM, as MILES
@@ -232,7 +233,7 @@ def simulate(out: Path, *, n: int, seed: int = 0, overwrite: bool = False, progr
 
     if n < 1:
         raise ValueError(f"--n {n}: at least one spectrum is needed")
-    with new_folder(out, overwrite) as part:
+    with new_folder(out, "about.json", overwrite) as part:
         rows = []
         for i in tqdm(range(n), desc="simulating", unit="star", disable=not progress):
             rng = np.random.default_rng([seed, i])
