@@ -184,9 +184,15 @@ class Section:
 
 
 def add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    """Add a command to a program's `add_subparsers()`; its --help shows `text` and every default."""
-    style = argparse.ArgumentDefaultsHelpFormatter
-    return commands.add_parser(name, help=text, description=text, formatter_class=style)
+    """Add a command to a program's `add_subparsers()`; its --help shows `text` and the defaults."""
+    return commands.add_parser(name, help=text, description=text, formatter_class=_Help)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, but not that of an option that has none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -154,7 +154,7 @@ def test_simulate_replaces_nothing_that_is_not_its_own(
     capsys.readouterr()
     assert "--overwrite" in fails(capsys, "simulate", "--out", sample, "--n", 4)
     (tmp_path / "thesis.tex").write_text("x")
-    assert "not a folder of simulated" in fails(capsys, "simulate", "--out", tmp_path, "--n", 4, "--overwrite")
+    assert "was not made by this program" in fails(capsys, "simulate", "--out", tmp_path, "--n", 4, "--overwrite")
     assert (tmp_path / "thesis.tex").read_text() == "x"
     assert "at least 2 galaxies" in fails(capsys, "simulate", "--out", tmp_path / "a", "--n", 0)
     assert command("simulate", "--out", tmp_path / "b", "--n", 2, "--size", 32, "--format", "jpeg") == 0

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from examples.common import add_output, run_command
+from examples.common import add_command, add_output, add_threads, run_command
 
 DATA_HELP = (
     "folder with labels*.csv and pictures or a zip, or with barred/ and unbarred/; default $MINIDL_DATA/galaxies"
@@ -18,18 +18,16 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="galaxy_bars", description="Find bars in pictures of galaxies.")
     commands = main.add_subparsers(dest="command", required=True)
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        style = argparse.ArgumentDefaultsHelpFormatter
-        return commands.add_parser(name, help=text, description=text, formatter_class=style)
-
-    simulate = command("simulate", "write simulated barred and unbarred galaxies with their truth")
+    simulate = add_command(commands, "simulate", "write simulated barred and unbarred galaxies with their truth")
     add_output(simulate, "new folder: barred/, unbarred/, labels.csv, simulated.json")
     simulate.add_argument("--n", type=int, default=2000, help="number of galaxies, half of them barred")
     simulate.add_argument("--seed", type=int, default=0, help="of all random numbers")
     simulate.add_argument("--size", type=int, default=64, help="pixels across the field of 19.2 arcsec")
     simulate.add_argument("--format", choices=["png", "jpeg"], default="png", help="of the pictures")
 
-    train = command("train", "train a network on three fifths of the galaxies, choose its best epoch on another fifth")
+    train = add_command(
+        commands, "train", "train a network on three fifths of the galaxies, choose its best epoch on another fifth"
+    )
     train.add_argument("--data", type=Path, help=DATA_HELP)
     add_output(train, "trained weights, a .safetensors file")
     train.add_argument("--network", choices=["small", "alexnet"], default="small", help="small has 125,000 parameters")
@@ -39,17 +37,17 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW")
     train.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     train.add_argument("--split-seed", type=int, default=0, help="of the split 60/20/20, kept in the weights")
-    train.add_argument("--threads", type=int, help="processor threads, default all")
+    add_threads(train)
     train.add_argument("--resume", action="store_true", help="continue an interrupted run with this --out")
 
-    evaluate = command("evaluate", "print the talk's table with ours beside it; write tables and figures")
+    evaluate = add_command(commands, "evaluate", "print the talk's table with ours beside it; write tables and figures")
     evaluate.add_argument("--data", type=Path, help=DATA_HELP)
     evaluate.add_argument("--weights", type=Path, required=True, help="what train wrote")
     add_output(evaluate, "folder for scores.csv, confusion.csv, restated.csv, predictions.csv and the figures")
     evaluate.add_argument("--part", choices=["test", "validation", "train", "all"], default="test", help="of the data")
-    evaluate.add_argument("--threads", type=int, help="processor threads, default all")
+    add_threads(evaluate)
 
-    predict = command("predict", "p(bar) of each picture, as CSV: file, p_bar, label")
+    predict = add_command(commands, "predict", "p(bar) of each picture, as CSV: file, p_bar, label")
     predict.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JPEG, PNG, FITS, or folders of them")
     predict.add_argument("--weights", type=Path, required=True, help="what train wrote")
     add_output(predict, "the CSV file")
@@ -57,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--pixel-scale", type=float, help="arcsec per pixel; default: the largest central square is used"
     )
     predict.add_argument("--threshold", type=float, default=0.5, help="p(bar) from which a galaxy is called barred")
-    predict.add_argument("--threads", type=int, help="processor threads, default all")
+    add_threads(predict)
     return main
 
 

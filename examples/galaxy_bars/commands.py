@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import minidl
-from examples.common import InputError, Table, data_folder, refuse_existing, write_csv
+from examples.common import InputError, Table, data_folder, refuse_existing, use_threads, write_csv
 from examples.galaxy_bars import evaluate as scoring
 from examples.galaxy_bars import figures, network
 from examples.galaxy_bars import simulate as simulator
@@ -44,14 +43,6 @@ def check_file(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise InputError(f"{out} is a folder: give --out the name of a file")
     refuse_existing(out, overwrite)
-
-
-def use_threads(threads: int | None) -> None:
-    """Set the number of processor threads, if one was asked for."""
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"--threads must be at least 1, got {threads}")
-        minidl.set_num_threads(threads)
 
 
 def train(options: argparse.Namespace) -> int:

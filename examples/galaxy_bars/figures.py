@@ -138,7 +138,7 @@ def feature_maps(
     figure = new_figure(9.6, 1.75 * len(rows) * len(layers) * 0.62 + 0.6)
     parts = figure.subfigures(len(rows), 1)
     for k, (part, row) in enumerate(zip(np.atleast_1d(parts), rows, strict=True)):
-        grid = part.add_gridspec(len(layers), 2, width_ratios=[1, 7])
+        grid = part.add_gridspec(len(layers), 2, width_ratios=[1, 6], left=0.07)
         axis = part.add_subplot(grid[:, 0])
         axis.imshow(galaxies.images[row])
         axis.set_title(f"{CLASSES[galaxies.labels[row]]} ({galaxies.kind})", fontsize=10)

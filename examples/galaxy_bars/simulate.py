@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.common import InputError, refuse_existing
+from examples.common import InputError, new_folder
 
 FIELD = 19.2  # arcsec: side of an image, as in the real cut-outs (64 pixels of 0.3")
 ZERO_POINT = 22.5  # magnitude of 1 nanomaggy
@@ -239,15 +238,9 @@ def write(out: Path, n: int, seed: int = 0, size: int = 64, file_format: str = "
 
     if n < 2 or not 16 <= size <= 1024:
         raise InputError(f"simulate needs at least 2 galaxies of 16 to 1024 pixels, got --n {n} --size {size}")
-    refuse_existing(out, overwrite)
-    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / "simulated.json").exists()):
-        raise InputError(f"{out} is not a folder of simulated galaxies: not replaced; give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(out, "simulated.json", overwrite) as part:
         for label in ("barred", "unbarred"):
-            (part / label).mkdir(parents=True)
+            (part / label).mkdir()
         images, truth = pictures(n, seed, size)
         names = [f.name for f in fields(truth) if f.name != "barred"]
         bars = {"bar_length", "bar_axis_ratio", "bar_angle", "bar_boxiness"}  # empty for galaxies without a bar
@@ -270,7 +263,3 @@ def write(out: Path, n: int, seed: int = 0, size: int = 64, file_format: str = "
             "size": size,
         }
         (part / "simulated.json").write_text(json.dumps({**about, "arcsec_per_pixel": FIELD / size}, indent=1) + "\n")
-        shutil.rmtree(out, ignore_errors=True)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
