@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -509,11 +509,8 @@ def test_interrupted_training_resumes_with_the_same_bits(
 
 
 @pytest.mark.data
-def test_real_galaxies_are_learned_above_chance() -> None:
-    folder = Path(os.environ.get("MINIDL_DATA", "../shared/data")) / "galaxies"
-    if not folder.exists():
-        pytest.skip(f"skipped: no data at {folder}")
-    galaxies = data.read_sample(folder)
+def test_real_galaxies_are_learned_above_chance(real_data: Callable[[str], Path]) -> None:
+    galaxies = data.read_sample(real_data("galaxies"))
     assert len(galaxies) + len(galaxies.skipped) == 3642 and len(galaxies.skipped) < 10
     assert np.abs(data.edge_brightness(galaxies.images) - galaxies.columns["edge_brightness"]).mean() < 0.1
     assert np.corrcoef(data.axis_ratio(galaxies.images), galaxies.columns["axis_ratio_img"])[0, 1] > 0.75

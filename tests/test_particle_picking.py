@@ -6,11 +6,11 @@ import bz2
 import csv
 import gzip
 import json
-import os
 import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -643,11 +643,8 @@ def test_help_is_quick_and_needs_nothing_heavy() -> None:
 
 
 @pytest.fixture(scope="module")
-def real() -> Path:
-    folder = Path(os.environ.get("MINIDL_DATA", "../shared/data")) / "micrographs" / "betagal_10017"
-    if not folder.is_dir():
-        pytest.skip(f"skipped: no data at {folder}")
-    return folder
+def real(real_data: Callable[[str], Path]) -> Path:
+    return real_data("micrographs") / "betagal_10017"
 
 
 @pytest.mark.data
