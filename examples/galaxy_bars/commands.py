@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from examples.common import InputError, Table, data_folder, refuse_existing, use_threads, write_csv
 from examples.galaxy_bars import evaluate as scoring
-from examples.galaxy_bars import figures, network
+from examples.galaxy_bars import network
 from examples.galaxy_bars import simulate as simulator
 from examples.galaxy_bars.data import CLASSES, REMEDY, Galaxies, list_pictures, read_image, read_sample, split
 
@@ -114,6 +114,8 @@ def evaluate_galaxies(
     model: Any, meta: dict[str, Any], galaxies: Galaxies, part: str, out: Path, overwrite: bool
 ) -> tuple[list[Table], list[tuple[Path, str]]]:
     """Score one part of a sample: tables and figures, written to `out` as CSV and PNG."""
+    from examples.galaxy_bars import figures  # matplotlib, which prediction does not need
+
     p_bar = network.probabilities(model, galaxies.images)
     results = scoring.score(galaxies, p_bar)
     if not results:

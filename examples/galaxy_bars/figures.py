@@ -4,38 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.drawing import BLUE, GREEN, RED, new_figure, save
 from examples.galaxy_bars.data import CLASSES, Galaxies, subsets
 from examples.galaxy_bars.evaluate import TALK, Scores
-from minidl.checkpoint import atomic_write
 from minidl.metrics import auc, average_precision, precision_recall_curve, roc_curve
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLOURS = {"all": "#0072B2", "clean": "#009E73", "fair": "#D55E00", "talk": "#000000"}  # Okabe & Ito
+COLOURS = {"all": BLUE, "clean": GREEN, "fair": RED, "talk": "black"}
 LINES = {"all": "-", "clean": "--", "fair": "-."}
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG of 110 dots per inch, whole or not at all."""
-    with atomic_write(path) as part:
-        figure.savefig(part, dpi=110)
-    return path
 
 
 def mosaic(images: NDArray[np.uint8], columns: int, gap: int = 2, scale: int = 2) -> NDArray[np.uint8]:

@@ -13,13 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-from examples.lessons.drawing import decision_boundary, save
+from examples.drawing import save, subplots
+from examples.lessons.drawing import decision_boundary
 from minidl import models
 
 
@@ -61,10 +58,10 @@ def main(argv: list[str] | None = None) -> None:
     hard = clouds([(-1, -1), (1, 1), (-1, 1), (1, -1)], [0, 0, 1, 1], rng)
     second = learn(*hard, epochs=8, rng=rng)
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    figure, axes = subplots(9, 4, 1, 2)
     decision_boundary(axes[0], first, *easy, "One neuron parts two clouds")
     decision_boundary(axes[1], second, *hard, "One neuron cannot do XOR")
-    save(figure, options.out / "01_perceptron.png")
+    print(f"picture: {save(figure, options.out / '01_perceptron.png')}")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-from examples.lessons.drawing import decision_boundary, save
+from examples.drawing import save, subplots
+from examples.lessons.drawing import decision_boundary
 from minidl import Tensor, data, models, nn, optim
 from minidl import functional as F
 
@@ -48,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = optim.Adam(network.parameters(), lr=0.03)
     loader = data.DataLoader(data.TensorDataset(x, labels.astype(np.float32)), 30, shuffle=True, rng=rng)
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, axes = subplots(13, 4, 1, 3)
     moments = dict(zip((0, options.epochs // 10, options.epochs), axes, strict=False))
     for epoch in range(options.epochs + 1):
         right = float(np.mean((network(Tensor(x)).data[:, 0] > 0) == labels))
@@ -60,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    save(figure, options.out / "02_tanh_network.png")
+    print(f"picture: {save(figure, options.out / '02_tanh_network.png')}")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from examples.drawing import BLUE, ORANGE
 from minidl import Tensor, no_grad
-from minidl.checkpoint import atomic_write
-
-BLUE, ORANGE = "#0072B2", "#E69F00"  # told apart by every kind of eye (Okabe & Ito)
 
 
 def decision_boundary(axes: Any, model: Any, x: np.ndarray, labels: np.ndarray, title: str) -> None:
@@ -28,10 +25,3 @@ def decision_boundary(axes: Any, model: Any, x: np.ndarray, labels: np.ndarray, 
         )
     axes.set(title=title, xlabel="$x_1$", ylabel="$x_2$")
     axes.legend(loc="best", fontsize="small")
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write the figure as PNG, whole or not at all."""
-    with atomic_write(path) as part:
-        figure.savefig(part, dpi=110, bbox_inches="tight", format="png")
-    print(f"picture: {path}")

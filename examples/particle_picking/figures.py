@@ -9,35 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from examples.drawing import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, save, subplots
 from examples.particle_picking import CLASSES, formats, network, picking
 
 if TYPE_CHECKING:
     from examples.particle_picking.evaluate import Evaluation, Tested
 
-# the colours of Okabe and Ito
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 CLASS_COLOURS = ("#FFFFFF", BLUE, ORANGE, PURPLE)
 MARKS = {"cassper": ("s", ORANGE), "cryolo": ("^", GREEN), "gautomatch": ("D", PURPLE)}
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {"font.size": 10, "axes.titlesize": 10.5, "savefig.dpi": 110, "figure.constrained_layout.use": True}
-    )
-    return plt
-
-
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with formats.atomic_write(path) as part:
-        figure.savefig(part, bbox_inches="tight")
-    _pyplot().close(figure)
-    return path
 
 
 def draw_all(result: Evaluation, out: Path) -> list[tuple[Path, str]]:
@@ -70,14 +49,13 @@ def _show(axes: Any, image: np.ndarray, tested: Tested) -> None:
 
 def overlay(result: Evaluation, tested: Tested, path: Path) -> Path:
     """True, false and missed picks on the enhanced micrograph (its middle, if it is large)."""
-    plt = _pyplot()
     from matplotlib.collections import EllipseCollection
 
     xy, picks = tested.item.xy, tested.picks
     owner = picking.match(xy, picks.xy, result.radius)
     score = picking.score(xy, picks, result.radius)
     missed = np.delete(xy, owner[owner >= 0], axis=0)
-    figure, axes = plt.subplots(figsize=(8.2, 8.6))
+    figure, axes = subplots(8.2, 8.6)
     _show(axes, tested.item.enhanced.image, tested)
     groups = (
         (picks.xy[owner >= 0], GREEN, "solid", f"true ({score.hits})"),
@@ -103,14 +81,13 @@ def overlay(result: Evaluation, tested: Tested, path: Path) -> Path:
         f" recall {score.recall:.2f}, F1 {score.f1:.2f} (whole micrograph)"
     )
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def curves(result: Evaluation, path: Path) -> Path:
     """Precision against recall as the threshold moves, the chosen point, and the other programs."""
-    plt = _pyplot()
     curve, total = result.curve(), result.total()
-    figure, axes = plt.subplots(figsize=(6.6, 5.6))
+    figure, axes = subplots(6.6, 5.6)
     grid = np.linspace(0.01, 1, 200)
     for f1 in (0.5, 0.6, 0.7, 0.8, 0.9):
         precision = f1 * grid / np.maximum(2 * grid - f1, 1e-9)
@@ -132,17 +109,16 @@ def curves(result: Evaluation, path: Path) -> Path:
         f"{len(result.tested)} test micrographs ({result.collection.kind}), hit within {result.radius:.3g} px"
     )
     axes.legend(loc="lower left")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def mask(result: Evaluation, tested: Tested, path: Path) -> Path:
     """Enhanced micrograph, protein probability, predicted classes."""
-    plt = _pyplot()
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
     enhanced = tested.item.enhanced
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.9), sharex=True, sharey=True)
+    figure, axes = subplots(10, 3.9, 1, 3, sharex=True, sharey=True)
     _show(axes[0], enhanced.image, tested)
     axes[0].set_title(f"enhanced ({result.collection.kind})")
     extent = axes[0].images[0].get_extent()
@@ -157,18 +133,17 @@ def mask(result: Evaluation, tested: Tested, path: Path) -> Path:
     handles = [Patch(facecolor=c, edgecolor="0.4", label=n) for c, n in zip(CLASS_COLOURS, CLASSES, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(tested.item.entry.name, fontsize=10)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def enhancement(result: Evaluation, tested: Tested, path: Path) -> Path:
     """The same corner of a micrograph as stored and as the network sees it."""
-    plt = _pyplot()
     image, _ = formats.read_micrograph(tested.item.entry.image)
     side = int(min(*image.shape, 30 * result.radius))
     y, x = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     part = image[y : y + side, x : x + side]
     low, high = np.percentile(part, (0.5, 99.5))
-    figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.9), sharex=True, sharey=True)
+    figure, axes = subplots(9.2, 4.9, 1, 2, sharex=True, sharey=True)
     axes[0].imshow(part, cmap="gray", vmin=low, vmax=high, extent=(x - 0.5, x + side - 0.5, y + side - 0.5, y - 0.5))
     unit = "electrons per px" if result.collection.kind == "simulated" else "as stored"
     axes[0].set(
@@ -177,13 +152,12 @@ def enhancement(result: Evaluation, tested: Tested, path: Path) -> Path:
     _show(axes[1], tested.item.enhanced.image, tested)
     axes[1].set(xlim=(x - 0.5, x + side - 0.5), ylim=(y + side - 0.5, y - 0.5), ylabel="")
     axes[1].set_title(f"after: {network.WORKING} px to a particle, background levelled")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def training(result: Evaluation, path: Path) -> Path:
     """Loss of training and validation against epoch, for every fold."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(6.6, 4.4))
+    figure, axes = subplots(6.6, 4.4)
     for k, picker in enumerate(result.pickers):
         history = picker.meta["history"]
         epochs = [row["epoch"] for row in history]
@@ -202,4 +176,4 @@ def training(result: Evaluation, path: Path) -> Path:
     axes.set(xlabel="epoch (128 crops)", ylabel="weighted cross-entropy (nats)", ylim=(0, None))
     axes.set_title(f"Training on {result.pickers[0].meta['kind']} micrographs{many}")
     axes.legend()
-    return _save(figure, path)
+    return save(figure, path)

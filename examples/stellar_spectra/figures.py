@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
-from minidl.checkpoint import atomic_write
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from ..drawing import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, save, subplots
 from . import evaluate
 from .codes import CLASSES, SUBCLASS
 from .preprocess import CENTRES
@@ -20,8 +15,7 @@ from .preprocess import CENTRES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, distinguishable by the colour-blind
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, "black")
 _MARKS = ("o", "^", "s", "D", "v", "P", "X")
 _TICKS = [1000 * (k + 1) + 505 for k in range(len(CLASSES))]  # the middle of each class on the code's axis
 _FEATURES = {"Hα": 6563, "Hβ": 4861, "Hγ": 4340, "Hδ": 4102, "He I": 4471, "Ca K": 3934, "G": 4305, "Mg b": 5175,
@@ -40,14 +34,7 @@ def draw(results: dict[str, evaluate.Result], meta: dict[str, Any], out: Path) -
         ("examples", _examples(result, kind), f"One test spectrum of each class ({kind}): catalogue -> prediction."),
         ("training", _training(meta), f"Training and validation ({meta['data']} spectra)."),
     ]
-    paths = []
-    for name, figure, caption in figures:
-        path = out / f"{name}.png"
-        with atomic_write(path) as part:
-            figure.savefig(part, dpi=110, bbox_inches="tight")
-        plt.close(figure)
-        paths.append((path, caption))
-    return paths
+    return [(save(figure, out / f"{name}.png"), caption) for name, figure, caption in figures]
 
 
 def _class_axis(axis: Any) -> None:
@@ -58,7 +45,7 @@ def _class_axis(axis: Any) -> None:
 
 def _against(results: dict[str, evaluate.Result]) -> Figure:
     """Predicted code against the catalogue's, a colour and mark for each library."""
-    figure, ax = plt.subplots(figsize=(7.2, 6.6))
+    figure, ax = subplots(7.2, 6.6)
     parts = {name: r for name, r in results.items() if name != "all"}
     ax.plot([800, 8200], [800, 8200], color="0.6", lw=1, zorder=0)
     for k, (name, r) in enumerate(parts.items()):
@@ -80,7 +67,7 @@ def _against(results: dict[str, evaluate.Result]) -> Figure:
 def _residuals(result: evaluate.Result, kind: str) -> Figure:
     """Histogram of the errors, and the errors along the sequence."""
     error = (result.prediction.code - result.stars.codes()) / SUBCLASS
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), gridspec_kw={"width_ratios": [1, 1.5]})
+    figure, (left, right) = subplots(9, 3.8, 1, 2, gridspec_kw={"width_ratios": [1, 1.5]})
     edge = 8
     left.hist(np.clip(error, -edge, edge), bins=np.arange(-edge, edge + 0.5, 0.5), color=COLOURS[0])
     e = result.errors
@@ -103,7 +90,6 @@ def _residuals(result: evaluate.Result, kind: str) -> Figure:
     right.grid(which="minor", axis="x", color="0.9", lw=0.8)
     right.legend(fontsize=9)
     figure.suptitle(f"Errors of the code ({kind})")
-    figure.tight_layout()
     return figure
 
 
@@ -111,7 +97,7 @@ def _confusion(result: evaluate.Result, kind: str) -> Figure:
     """Counts, coloured by the share of the row."""
     matrix = evaluate.confusion(result)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure, ax = plt.subplots(figsize=(5.6, 5))
+    figure, ax = subplots(5.6, 5)
     image = ax.imshow(share, cmap="cividis", vmin=0, vmax=1)
     for i, j in np.argwhere(matrix > 0):
         ax.text(j, i, matrix[i, j], ha="center", va="center", color="black" if share[i, j] > 0.55 else "white")
@@ -127,7 +113,7 @@ def _examples(result: evaluate.Result, kind: str) -> Figure:
     """The spectrum in the middle of each class, with the lines that make the class."""
     cls, code = result.stars.classes(), result.stars.codes()
     present = [k for k in range(len(CLASSES)) if (cls == k).any()]
-    figure, axes = plt.subplots(len(present), 1, figsize=(8.6, 1.35 * len(present) + 0.8), sharex=True, squeeze=False)
+    figure, axes = subplots(8.6, 1.35 * len(present) + 0.8, len(present), sharex=True, squeeze=False)
     types = evaluate.types_of(result.prediction)
     for ax, k in zip(axes[:, 0], present, strict=True):
         members = np.flatnonzero(cls == k)
@@ -150,7 +136,6 @@ def _examples(result: evaluate.Result, kind: str) -> Figure:
     axes[-1, 0].set(xlim=(3900, 6800), xlabel="wavelength in air / Å")
     figure.supylabel("flux as prepared for the network", fontsize=10)
     figure.suptitle(f"One test spectrum of each class: catalogue → prediction ({kind})", fontsize=11)
-    figure.tight_layout(h_pad=0.3)
     return figure
 
 
@@ -158,7 +143,7 @@ def _training(meta: dict[str, Any]) -> Figure:
     """Loss, and the error of the code on the validation part, against the epoch."""
     history = meta["history"]
     epoch = [row["epoch"] for row in history]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, (left, right) = subplots(9, 3.4, 1, 2)
     left.plot(epoch, [row["loss"] for row in history], color=COLOURS[0], label="training")
     left.plot(epoch, [row["val_loss"] for row in history], color=COLOURS[1], ls="--", label="validation")
     left.set(xlabel="epoch", ylabel="loss", yscale="log")
@@ -172,5 +157,4 @@ def _training(meta: dict[str, Any]) -> Figure:
     right.axvline(best["epoch"], color="0.6", lw=1)
     right.set_title(f"validation; the best epoch, {best['epoch']:.0f}, is kept", fontsize=10)
     figure.suptitle(f"Training ({meta['data']} spectra of {', '.join(meta['libraries'])})", fontsize=11)
-    figure.tight_layout()
     return figure
