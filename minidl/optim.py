@@ -7,6 +7,7 @@ defaults; below p is a parameter, g its gradient, t the number of steps taken so
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ import numpy as np
 
 from . import lr_scheduler as lr_scheduler
 from .tensor import Array, Tensor
+
+# As os does for os.path, so that `from minidl.optim.lr_scheduler import StepLR` works.
+sys.modules[__name__ + ".lr_scheduler"] = lr_scheduler
 
 
 class Optimizer:

@@ -362,3 +362,9 @@ def test_plateau_waits_and_then_reduces():
 def test_bad_schedules_are_named(make, words):
     with pytest.raises(ValueError, match=words):
         make(lr_scheduler, two_groups())
+
+
+def test_schedules_are_imported_as_from_torch() -> None:
+    from minidl.optim.lr_scheduler import StepLR
+
+    assert StepLR is lr_scheduler.StepLR
