@@ -70,9 +70,9 @@ void expect(const char* name, const Shape& found, const Shape& wanted) {
     if (found != wanted) throw py::value_error(std::string(name) + " has shape " + text(found) + ", expected " + text(wanted));
 }
 
-int check_threads(int threads) {
+int check_threads(Index threads) {
     if (threads < 1) throw py::value_error("the number of threads must be at least 1");
-    return std::min(threads, 256);
+    return static_cast<int>(std::min<Index>(threads, 256)); // more would only wait for one another
 }
 
 void check_sizes(const Shape& shape) { // so that products of a few sizes fit into 64 bits
@@ -131,10 +131,10 @@ auto dispatch(std::initializer_list<std::pair<const char*, py::array>> arrays, F
 // --- kernels ------------------------------------------------------------------------------------------------------
 
 py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair stride, Pair padding, Pair dilation, Index groups,
-                  int threads) {
+                  Index threads) {
     const Conv shape = check_conv(shape_of(x), shape_of(w), stride, padding, dilation, groups);
     if (b) expect("b", shape_of(*b), {shape.o});
-    check_threads(threads);
+    threads = check_threads(threads);
     const auto run = [&](auto zero) -> py::array {
         using T = decltype(zero);
         const Array<T> xs(x), ws(w), bs(b ? *b : py::array_t<T>(0));
@@ -150,10 +150,10 @@ py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair str
 }
 
 py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, Pair stride, Pair padding, Pair dilation, Index groups,
-                         int threads) {
+                         Index threads) {
     const Conv shape = check_conv(x_shape, shape_of(w), stride, padding, dilation, groups);
     expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
-    check_threads(threads);
+    threads = check_threads(threads);
     return dispatch({{"g", g}, {"w", w}}, [&](auto zero) -> py::array {
         using T = decltype(zero);
         const Array<T> gs(g), ws(w);
@@ -168,10 +168,10 @@ py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, Pair stride, P
 }
 
 py::array conv2d_grad_w_(py::array g, py::array x, Shape w_shape, Pair stride, Pair padding, Pair dilation, Index groups,
-                         int threads) {
+                         Index threads) {
     const Conv shape = check_conv(shape_of(x), w_shape, stride, padding, dilation, groups);
     expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
-    check_threads(threads);
+    threads = check_threads(threads);
     return dispatch({{"g", g}, {"x", x}}, [&](auto zero) -> py::array {
         using T = decltype(zero);
         const Array<T> gs(g), xs(x);
@@ -185,14 +185,14 @@ py::array conv2d_grad_w_(py::array g, py::array x, Shape w_shape, Pair stride, P
     });
 }
 
-py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation, int threads) {
+py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation, Index threads) {
     const Shape s = shape_of(x);
     if (s.size() != 4) throw py::value_error("max_pool2d takes x (N, C, H, W), got shape " + text(s));
     check_sizes(s);
     check_options({out, kernel, stride, dilation}, padding);
     if (static_cast<double>(s[2]) * static_cast<double>(s[3]) > std::numeric_limits<std::int32_t>::max())
         throw py::value_error("max_pool2d: an image of " + text(s) + " has more pixels than an index can count");
-    check_threads(threads);
+    threads = check_threads(threads);
     return dispatch({{"x", x}}, [&](auto zero) -> py::tuple {
         using T = decltype(zero);
         const Array<T> xs(x);
@@ -212,14 +212,14 @@ py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padd
     });
 }
 
-py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, int threads) {
+py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Index threads) {
     const Shape s = shape_of(g);
     check_sizes(x_shape);
     if (s.size() != 4 || x_shape.size() != 4 || s[0] != x_shape[0] || s[1] != x_shape[1])
         throw py::value_error("max_pool2d_grad: g " + text(s) + " does not belong to an input of shape " + text(x_shape));
     expect("index", shape_of(index), s);
     if (!py::isinstance<py::array_t<std::int64_t>>(index)) throw py::type_error("max_pool2d_grad: index must be int64");
-    check_threads(threads);
+    threads = check_threads(threads);
     return dispatch({{"g", g}}, [&](auto zero) -> py::array {
         using T = decltype(zero);
         const Array<T> gs(g);

@@ -172,6 +172,17 @@ COMPUTE = (
 )
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_absurd_numbers_of_threads_are_capped() -> None:
+    require("cpp")
+    code = COMPUTE + (
+        "x, w, before = np.ones((2, 1, 300, 300), 'f4'), w[:1, :1], len(os.listdir('/proc/self/task'))\n"
+        "for n in (4000, 10**12): set_num_threads(n); run()\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    assert int(python(code)) <= 256
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_after_a_threaded_kernel_computes() -> None:
     require("cpp")
