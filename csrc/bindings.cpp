@@ -189,7 +189,8 @@ py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padd
     const Shape s = shape_of(x);
     if (s.size() != 4) throw py::value_error("max_pool2d takes x (N, C, H, W), got shape " + text(s));
     check_sizes(s);
-    check_options({out, kernel, stride, dilation}, padding);
+    check_sizes({s[0], s[1], out[0], out[1]});
+    check_options({kernel, stride, dilation}, padding);
     if (static_cast<double>(s[2]) * static_cast<double>(s[3]) > std::numeric_limits<std::int32_t>::max())
         throw py::value_error("max_pool2d: an image of " + text(s) + " has more pixels than an index can count");
     threads = check_threads(threads);

@@ -320,6 +320,12 @@ def test_max_pool2d_at_nan_infinity_and_no_images(backend: Any, dtype: Any) -> N
     assert backend.max_pool2d_grad(y, index, (0, 3, 4, 4)).shape == (0, 3, 4, 4)
 
 
+def test_max_pool2d_of_a_signal_with_more_than_2_to_the_24_outputs(backend: Any) -> None:
+    x = np.zeros((0, 1, 1, (1 << 24) + 1), np.float32)  # no image, so no memory
+    y, index = backend.max_pool2d(x, **PoolCase("", (1,) * 4, (1, 1), (1, 1)).options)
+    assert y.shape == index.shape == x.shape
+
+
 def test_max_pool2d_refuses(backend: Any) -> None:
     x, options = np.zeros((1, 1, 4, 4), np.float32), PoolCase("", (1,) * 4, (2, 2), (2, 2)).options
     for bad in ({"padding": (2, 0)}, {"stride": (0, 1)}, {"kernel_size": (5, 1)}, {"dilation": (4, 1)}):
