@@ -26,7 +26,9 @@ namespace {
 bool processor_has(const std::string& name) {
 #if defined(__GNUC__) && defined(__x86_64__)
     __builtin_cpu_init();
-    if (name == "avx512") return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma");
+    if (name == "avx512") // all that setup.py lets the compiler use
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")
+            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
     if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
     return name == "baseline";
@@ -34,8 +36,10 @@ bool processor_has(const std::string& name) {
 
 std::vector<Level> usable_levels() {
     std::vector<Level> levels;
-    for (const Level& level : {baseline_level(), avx2_level(), avx512_level()})
-        if (level.f32 && processor_has(level.name)) levels.push_back(level);
+    constexpr std::pair<const char*, Level (*)()> all[] = {
+        {"baseline", baseline_level}, {"avx2", avx2_level}, {"avx512", avx512_level}};
+    for (const auto& [name, level] : all) // the processor first: avx512_level() itself is compiled with AVX-512
+        if (processor_has(name) && level().f32) levels.push_back(level());
     return levels;
 }
 
@@ -110,7 +114,14 @@ Conv check_conv(const Shape& x, const Shape& w, Pair stride, Pair padding, Pair 
 }
 
 template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+using Array = py::array_t<T, py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::array::forcecast>;
+
+// The GIL is back before the caller returns its array: returning may touch a reference count.
+template <class F>
+void without_gil(F f) {
+    py::gil_scoped_release release;
+    f();
+}
 
 // Call f with float or double, whichever all the arrays hold.
 template <class F>
@@ -142,8 +153,7 @@ py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair str
         const T *px = xs.data(), *pw = ws.data(), *pb = b ? bs.data() : nullptr;
         T* py_ = y.mutable_data();
         const Level level = current_level();
-        py::gil_scoped_release release;
-        conv2d(level, threads, shape, px, pw, pb, py_);
+        without_gil([&] { conv2d(level, threads, shape, px, pw, pb, py_); });
         return y;
     };
     return b ? dispatch({{"x", x}, {"w", w}, {"b", *b}}, run) : dispatch({{"x", x}, {"w", w}}, run);
@@ -161,8 +171,7 @@ py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, Pair stride, P
         const T *pg = gs.data(), *pw = ws.data();
         T* pdx = dx.mutable_data();
         const Level level = current_level();
-        py::gil_scoped_release release;
-        conv2d_grad_x(level, threads, shape, pg, pw, pdx);
+        without_gil([&] { conv2d_grad_x(level, threads, shape, pg, pw, pdx); });
         return dx;
     });
 }
@@ -179,8 +188,7 @@ py::array conv2d_grad_w_(py::array g, py::array x, Shape w_shape, Pair stride, P
         const T *pg = gs.data(), *px = xs.data();
         T* pdw = dw.mutable_data();
         const Level level = current_level();
-        py::gil_scoped_release release;
-        conv2d_grad_w(level, threads, shape, pg, px, pdw);
+        without_gil([&] { conv2d_grad_w(level, threads, shape, pg, px, pdw); });
         return dw;
     });
 }
@@ -205,10 +213,7 @@ py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padd
         const T* px = xs.data();
         T* py_ = y.mutable_data();
         std::int64_t* pi = index.mutable_data();
-        {
-            py::gil_scoped_release release;
-            max_pool2d(threads, shape, px, py_, pi);
-        }
+        without_gil([&] { max_pool2d(threads, shape, px, py_, pi); });
         return py::make_tuple(y, index);
     });
 }
@@ -229,8 +234,7 @@ py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Index th
         const T* pg = gs.data();
         const std::int64_t* pi = is.data();
         T* pdx = dx.mutable_data();
-        py::gil_scoped_release release;
-        max_pool2d_grad(threads, s[0] * s[1], x_shape[2] * x_shape[3], s[2] * s[3], pg, pi, pdx);
+        without_gil([&] { max_pool2d_grad(threads, s[0] * s[1], x_shape[2] * x_shape[3], s[2] * s[3], pg, pi, pdx); });
         return dx;
     });
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,53 @@ def test_minidl_simd_forces_a_level() -> None:
     assert python("from minidl import _C; print(_C.simd_level())", MINIDL_SIMD="baseline") == "baseline"
     code = "import minidl.backends as b\ntry: b.use_backend('cpp')\nexcept RuntimeError as error: print(error)"
     assert "'sse9' cannot run here" in python(code, MINIDL_SIMD="sse9")
+
+
+def test_a_level_runs_only_where_all_that_its_file_may_use_is_there() -> None:
+    setup = (ROOT / "setup.py").read_text()
+    bindings = (ROOT / "csrc" / "bindings.cpp").read_text()
+    for level in ("avx2", "avx512"):
+        flags = re.search(rf'"simd_{level}.cpp": \[(.*?)\]', setup)
+        check = re.search(rf'if \(name == "{level}"\)(.*?);', bindings, re.DOTALL)
+        assert flags and check
+        wanted = set(re.findall(r'"-m(avx\w+|fma)"', flags[1]))
+        assert wanted == set(re.findall(r'cpu_supports\("(\w+)"\)', check[1])), level
+
+
+def sources(folder: Path) -> Path:
+    """Copy what a build of the extension needs."""
+    (folder / "minidl").mkdir()
+    (folder / "minidl" / "__init__.py").touch()
+    shutil.copy(ROOT / "setup.py", folder)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    return folder / "minidl" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="CXXFLAGS chooses nothing here")
+def test_a_build_with_assertions_computes(tmp_path: Path) -> None:
+    """CXXFLAGS of the user's own replace Python's, NDEBUG among them; pybind11 then checks that the GIL is held."""
+    require("cpp")
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pybind11")
+    sources(tmp_path)
+    setup = tmp_path / "setup.py"
+    setup.write_text(setup.read_text().replace('"-O3"', '"-O0"'))  # compiled sooner
+    command, env = (
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        {"CXXFLAGS": "-fPIC", "MINIDL_REQUIRE": "cpp"},
+    )
+    subprocess.run(command, cwd=tmp_path, env=os.environ | env, capture_output=True, check=True)
+    code = (
+        "import numpy as np, minidl._C as C\n"
+        "a, one, no = np.ones((1, 1, 4, 4), 'f4'), (1, 1), (0, 0)\n"
+        "g = C.conv2d(a, a, None, one, no, one, 1, 1)\n"
+        "dx = C.conv2d_grad_x(g, a, a.shape, one, no, one, 1, 1)\n"
+        "dw = C.conv2d_grad_w(g, a, a.shape, one, no, one, 1, 1)\n"
+        "y, index = C.max_pool2d(a, one, (4, 4), one, no, one, 1)\n"
+        "print(C.__file__, g.sum() + dx.sum() + dw.sum() + C.max_pool2d_grad(y, index, a.shape, 1).sum())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.split()[1:] == ["529.0"] and run.stdout.startswith(str(tmp_path)), run.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="CC and CXX choose no compiler here")

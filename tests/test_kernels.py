@@ -172,6 +172,29 @@ def test_conv2d_takes_any_layout_and_changes_no_input(backend: Any, case: ConvCa
         np.testing.assert_array_equal(a, copy)
 
 
+def unaligned(a: np.ndarray) -> np.ndarray:
+    """Give the same numbers at an odd address, as in a memory-mapped file."""
+    view = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    view[...] = a
+    view.setflags(write=False)
+    return view
+
+
+@dtypes
+def test_kernels_take_unaligned_read_only_arrays(backend: Any, dtype: Any) -> None:
+    case, pool = KERNEL_CASES[0], PoolCase("", (2, 3, 8, 9), (3, 3), (2, 2), (1, 1))
+    x, w, b = conv_arrays(case, dtype)
+    g = defined(case, dtype)[2]
+    true = compute(backend, case, x, w, b, g)
+    for name, result in compute(backend, case, *map(unaligned, (x, w, b, g))).items():
+        np.testing.assert_array_equal(result, true[name])
+    y, index = backend.max_pool2d(x, **pool.options)
+    for a, b in zip((y, index), backend.max_pool2d(unaligned(x), **pool.options), strict=True):
+        np.testing.assert_array_equal(a, b)
+    grad = backend.max_pool2d_grad(unaligned(y), unaligned(index), x.shape)
+    np.testing.assert_array_equal(grad, backend.max_pool2d_grad(y, index, x.shape))
+
+
 def same_bits(backend: Any, run: Callable[[], Any]) -> None:
     before = get_num_threads()
     try:
