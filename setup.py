@@ -22,6 +22,11 @@ LEVELS = {
 class BuildKernels(build_ext):
     """Compile each file with its own flags; on failure warn, and leave no old extension behind that could mask it."""
 
+    def run(self):
+        """Build all; only builds in place may touch what lies beside the sources (super().run() hides `inplace`)."""
+        self.beside_sources = bool(self.inplace)
+        super().run()
+
     def build_extension(self, ext):
         """Build one extension."""
         self.remove(ext)
@@ -59,9 +64,10 @@ class BuildKernels(build_ext):
         return os.path.join(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name)))
 
     def remove(self, ext):
-        """Delete results of earlier builds, in build/ and beside the sources."""
-        for path in (self.get_ext_fullpath_in_build(ext), self.get_ext_filename(self.get_ext_fullname(ext.name))):
-            Path(path).unlink(missing_ok=True)
+        """Delete results of earlier builds, in build/ and, where this build goes there, beside the sources."""
+        Path(self.get_ext_fullpath_in_build(ext)).unlink(missing_ok=True)
+        if self.beside_sources:
+            Path(self.get_ext_filename(self.get_ext_fullname(ext.name))).unlink(missing_ok=True)
 
     def flags(self, source):
         """Give the flags of one source file for this compiler."""
