@@ -110,6 +110,13 @@ def test_without_extension_and_numba_numpy_computes_and_the_remedies_are_told() 
     assert sum("unavailable" in line for line in table) == 2 * (1 + len(backends.KERNELS))
 
 
+def test_show_backends_survives_a_choice_that_cannot_be_had() -> None:
+    code = HIDE + "import minidl; minidl.show_backends()"
+    for name, reason in (("cpp", "was not built"), ("fpga", "no backend 'fpga'")):
+        text = python(code, MINIDL_BACKEND=name)
+        assert "none is active" in text and reason in text and "  numpy: NumPy" in text
+
+
 def test_the_first_choice_follows_the_environment() -> None:
     code = "from minidl.backends import get_backend; print(get_backend().name)"
     assert python(code, MINIDL_BACKEND="numpy") == "numpy"

@@ -93,8 +93,12 @@ class use_backend:
 
 def show_backends() -> str:
     """Print, for every backend, what computes each kernel, or why it is missing and what to do; give the text back."""
-    active = get_backend().name
     lines = [f"threads: {get_num_threads()} (minidl.set_num_threads)"]
+    try:
+        active = get_backend().name
+    except (RuntimeError, ValueError) as error:  # a wrong MINIDL_BACKEND must not hide what there is
+        active = ""
+        lines.append(f"none is active, MINIDL_BACKEND cannot be had: {error}")
     for name in backends():
         mark = "*" if name == active else " "
         try:

@@ -8,8 +8,8 @@ try:
     from minidl import _C
 except ImportError as error:
     raise ImportError(
-        f"the extension minidl._C was not built ({error}); install a C++17 compiler, then `pip install -e .` again, "
-        "or `python setup.py build_ext --inplace`"
+        f"the extension minidl._C was not built or cannot run here ({error}); "
+        "install a C++17 compiler, then `pip install -e .` again, or `python setup.py build_ext --inplace`"
     ) from error
 
 
