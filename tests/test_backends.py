@@ -50,7 +50,10 @@ def in_thread(function: Any) -> Any:
     return results[0]
 
 
-@pytest.mark.parametrize("name", ["numpy", "cpp", "numba"])
+REQUIRED = [name for name in os.environ.get("MINIDL_REQUIRE", "").split(",") if name]
+
+
+@pytest.mark.parametrize("name", sorted({"numpy", "cpp", "numba", *REQUIRED}))
 def test_required_backends_are_there(name: str) -> None:
     require(name)
 
