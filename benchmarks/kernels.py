@@ -197,6 +197,8 @@ def main(argv: list[str] | None = None) -> int:
     outputs = [args.out.with_suffix(suffix) for suffix in (".md", ".json")] if args.out else []
     if args.rounds < 2:
         parser.error("--rounds must be at least 2")
+    if args.threads < 1:
+        parser.error("--threads must be at least 1")
     for path in outputs:
         if path.exists() and not args.overwrite:
             parser.error(f"{path} exists; --overwrite replaces it")
