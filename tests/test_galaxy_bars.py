@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import fields
@@ -210,13 +212,15 @@ def write_fits(path: Path, bands: np.ndarray, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["cube", "named", "three", "one"])
-@pytest.mark.parametrize("scale, sky", [(1.0, 0.0), (1e4, 500.0)])
+@pytest.mark.parametrize("scale, sky", [(1.0, 0.0), (1e4, 500.0), (1e-36, 0.0), (1e36, 0.0)])
 def test_fits_images_in_any_unit(tmp_path: Path, layout: str, scale: float, sky: float) -> None:
     bands = simulate.galaxies(1, seed=5)[0][0]
     picture = simulate.pictures(1, seed=5)[0][0]
     path = tmp_path / "g.fits"
     write_fits(path, (bands * scale + sky).astype(">f4"), layout)
-    read = data.read_image(path, "g.fits")[::-1].astype(float)  # FITS counts rows from below
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing of NumPy or astropy for the user to read
+        read = data.read_image(path, "g.fits")[::-1].astype(float)  # FITS counts rows from below
     assert read.shape == (64, 64, 3)
     for c in range(3):
         assert np.corrcoef(read[..., c].ravel(), picture[..., c].astype(float).ravel())[0, 1] > 0.9
@@ -230,6 +234,25 @@ def test_fits_images_in_any_unit(tmp_path: Path, layout: str, scale: float, sky:
             )
             < 0.2
         )
+
+
+def test_fits_packed_or_with_an_old_header(tmp_path: Path) -> None:
+    bands = simulate.galaxies(1, seed=5)[0][0]
+    write_fits(tmp_path / "g.fits", bands, "cube")
+    plain, content = data.read_image(tmp_path / "g.fits", "g.fits"), (tmp_path / "g.fits").read_bytes()
+    assert np.array_equal(data.read_image(gzip.compress(content), "g.fits.gz"), plain)
+    end = content.index(b"END" + b" " * 77)
+    old = content[:end] + b"COMMENT seeing 1\xb02".ljust(80) + b"END".ljust(80) + content[end + 160 :]
+    assert np.array_equal(data.read_image(old, "old.fits"), plain)
+
+
+def test_pictures_are_read_without_noise(picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    palette = io.BytesIO()
+    Image.fromarray(picture).convert("P").save(palette, "PNG", transparency=bytes([0, 9, 255]))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # 64 x 64 is "large" now
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert data.read_image(palette.getvalue(), "p.png").shape == (64, 64, 3)
 
 
 def bad_files(picture: np.ndarray, folder: Path) -> dict[str, str]:
@@ -257,6 +280,9 @@ def bad_files(picture: np.ndarray, folder: Path) -> dict[str, str]:
     write_fits(folder / "two.fits", bands[:2], "cube")
     write_fits(folder / "whole.fits", bands, "cube")
     (folder / "cut.fits").write_bytes((folder / "whole.fits").read_bytes()[:9000])
+    packed = gzip.compress((folder / "whole.fits").read_bytes())
+    (folder / "cut.fits.gz").write_bytes(packed[: len(packed) // 2])
+    (folder / "hit.fits.gz").write_bytes(packed[:9000] + b"\xff" * 40 + packed[9040:])
     (folder / "whole.fits").unlink()
     fits.BinTableHDU.from_columns([fits.Column("x", "E", array=[1.0])]).writeto(folder / "table.fits")
     words = {name: word for name, (_, word) in contents.items()}
@@ -265,6 +291,8 @@ def bad_files(picture: np.ndarray, folder: Path) -> dict[str, str]:
         "zero.fits": "all pixels are equal",
         "two.fits": "expected one image",
         "cut.fits": "truncated",
+        "cut.fits.gz": "truncated",
+        "hit.fits.gz": "truncated",
         "table.fits": "no image",
     }
 
@@ -297,7 +325,16 @@ def test_zip_and_folders_give_the_same_sample(sample: Path, tmp_path: Path) -> N
         mine, theirs = data.split(got), data.split(wanted)
         for part in data.PARTS:  # the same galaxies, whatever the order
             assert {got.files[k] for k in mine[part]} == {wanted.files[k] for k in theirs[part]}
-    damaged = (zipped / "images.zip").read_bytes()
+    (plain / "labels.csv").write_text("file,label\n" + "".join(f"{n},{n.split('/')[0]},9\n" for n in wanted.files))
+    assert len(data.read_sample(plain)) == len(wanted)  # cells beyond the header's are nobody's
+    damaged = bytearray((zipped / "images.zip").read_bytes())
+    with zipfile.ZipFile(zipped / "images.zip") as archive:
+        first = archive.infolist()[0]
+    flags = first.header_offset + 6, damaged.rindex(first.filename.encode()) - 46 + 8
+    for place in flags:
+        damaged[place] |= 1  # "encrypted"
+    (zipped / "images.zip").write_bytes(damaged)
+    assert ["from the zip" in line for line in data.read_sample(zipped).skipped] == [True]
     (zipped / "images.zip").write_bytes(damaged[: len(damaged) // 2])
     with pytest.raises(InputError, match="damaged zip"):
         data.read_sample(zipped)

@@ -8,10 +8,12 @@ told, the central 19.2 arcsec. FITS bands become a colour picture by the asinh c
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,11 +108,13 @@ def _decode_picture(content: bytes, name: str) -> Bytes:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
-            image.load()
-            if image.mode.startswith("I"):  # 16-bit grey PNG
-                return np.repeat((np.asarray(image) // 257).astype(np.uint8)[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of size, palettes, broken EXIF: nothing the user could act on
+            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+                image.load()
+                if image.mode.startswith("I"):  # 16-bit grey PNG
+                    return np.repeat((np.asarray(image) // 257).astype(np.uint8)[..., None], 3, axis=2)
+                return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "neither JPEG nor PNG" if "cannot identify" in str(error) else f"damaged or truncated ({error})"
         raise InputError(f"{name}: {reason}") from error
@@ -121,8 +125,11 @@ def _decode_fits(content: bytes, name: str) -> Bytes:
     from astropy.utils.exceptions import AstropyWarning
 
     try:
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)  # astropy unpacks files, not bytes
         with warnings.catch_warnings():
-            warnings.simplefilter("error", AstropyWarning)  # "file may have been truncated" is only a warning
+            warnings.simplefilter("ignore", AstropyWarning)  # old headers break the standard harmlessly
+            warnings.filterwarnings("error", message=".*truncated.*")
             with fits.open(io.BytesIO(content), memmap=False) as hdus:
                 planes = {
                     str(hdu.name).strip().lower(): hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None
@@ -130,7 +137,7 @@ def _decode_fits(content: bytes, name: str) -> Bytes:
                 images = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None and hdu.data.size > 1]
                 images = [planes[band] for band in "gri"] if all(band in planes for band in "gri") else images
                 images = [np.asarray(image) for image in images]
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AstropyWarning) as error:
+    except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, zlib.error, AstropyWarning) as error:
         raise InputError(f"{name}: not a FITS image or truncated ({' '.join(str(error).split())[:120]})") from error
     if not images:
         raise InputError(f"{name}: no image in this FITS file")
@@ -143,13 +150,15 @@ def _decode_fits(content: bytes, name: str) -> Bytes:
         cube = np.repeat(images[0][None], 3, axis=0)
     else:
         raise InputError(f"{name}: expected one image (h, w), one cube (3, h, w) or three images, found {shapes}")
-    bands = np.ascontiguousarray(cube, dtype=np.float32)  # FITS is big-endian
+    bands = np.ascontiguousarray(cube, dtype=np.float64)  # FITS is big-endian
     good = np.isfinite(bands)
     if good.mean() < 0.9:
         raise InputError(f"{name}: {100 * (1 - good.mean()):.0f} % of the pixels are NaN or infinite")
-    if np.ptp(bands[good]) == 0:
+    largest = np.abs(bands[good]).max()
+    if bands[good].min() == bands[good].max():
         raise InputError(f"{name}: all pixels are equal, there is nothing in this picture")
-    return lupton(np.where(good, bands, np.median(bands[good])))
+    bands /= largest  # whatever the unit: neither 1e-33 nor 1e38 leaves float32
+    return lupton(np.where(good, bands, np.median(bands[good])).astype(np.float32))
 
 
 def lupton(bands: NDArray[np.float32]) -> Bytes:
@@ -165,7 +174,8 @@ def lupton(bands: NDArray[np.float32]) -> Bytes:
     bands = bands[:, ::-1] - np.percentile(bands, 5, axis=(1, 2))[:, None, None].astype(np.float32)
     bright = np.percentile(bands.mean(0), 99.8)
     g, r, i = bands / max(float(bright), 1e-30) * WEIGHTS[:, None, None]
-    return make_lupton_rgb(i, r, g, stretch=STRETCH, Q=SOFTENING)
+    with np.errstate(invalid="ignore"):  # astropy divides 0 by 0 in the dark pixels, then drops them
+        return make_lupton_rgb(i, r, g, stretch=STRETCH, Q=SOFTENING)
 
 
 # A sample
@@ -218,8 +228,8 @@ def _read_rows(
             if name in members:
                 try:
                     content: Path | bytes = members[name].read(name)
-                except zipfile.BadZipFile as error:
-                    raise InputError(f"{name}: damaged in the zip ({error})") from error
+                except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+                    raise InputError(f"{name}: cannot be read from the zip ({error})") from error
             else:
                 content = folder / name
             images.append(read_image(content, name))
@@ -255,6 +265,7 @@ def _read_table(path: Path) -> list[dict[str, str]]:
         raise InputError(f"{path}: not a CSV table ({error})") from error
     seen: set[str] = set()
     for line, row in enumerate(rows, start=2):
+        row.pop(None, None)  # cells beyond the header's
         name, label = row.get("file"), row.get("label")
         if not name or label not in CLASSES:
             raise InputError(
