@@ -66,6 +66,20 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path} exists already; give --overwrite to replace it, or another --out")
 
 
+def check_file(out: Path, overwrite: bool) -> None:
+    """InputError now, not after the work, if `out` is a folder or a file that must not be replaced."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: give --out the name of a file")
+    refuse_existing(out, overwrite)
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """InputError now, not after the work, if `out` is a file or a folder with something in it."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: give --out the name of a folder")
+    refuse_existing(out, overwrite)
+
+
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]], overwrite: bool) -> None:
     """Write a table as CSV, whole or not at all."""
     path = Path(path)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from examples.common import InputError, Table, data_folder, refuse_existing, use_threads, write_csv
+from examples.common import InputError, Table, check_file, check_folder, data_folder, use_threads, write_csv
 from examples.galaxy_bars import evaluate as scoring
 from examples.galaxy_bars import network
 from examples.galaxy_bars import simulate as simulator
@@ -36,13 +36,6 @@ def read(folder: Path | None) -> Galaxies:
     if len(galaxies.skipped) > 5:
         print(f"left out: {len(galaxies.skipped) - 5} more", file=sys.stderr)
     return galaxies
-
-
-def check_file(out: Path, overwrite: bool) -> None:
-    """InputError now, not after the work, if the file `out` could not be written."""
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: give --out the name of a file")
-    refuse_existing(out, overwrite)
 
 
 def train(options: argparse.Namespace) -> int:
@@ -91,9 +84,7 @@ def train_galaxies(
 
 def evaluate(options: argparse.Namespace) -> int:
     """Print and write the tables, draw the figures."""
-    if options.out.is_file():
-        raise InputError(f"{options.out} is a file: give --out the name of a folder")
-    refuse_existing(options.out, options.overwrite)
+    check_folder(options.out, options.overwrite)
     use_threads(options.threads)
     model, meta = network.load(options.weights)
     galaxies = read(options.data)

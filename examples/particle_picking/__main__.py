@@ -13,6 +13,7 @@ from examples.common import (
     add_command,
     add_output,
     add_threads,
+    check_folder,
     data_folder,
     refuse_existing,
     run_command,
@@ -190,7 +191,7 @@ def _train(args: argparse.Namespace, collection: Collection) -> int:
 def _evaluate(args: argparse.Namespace, collection: Collection) -> int:
     from examples.particle_picking import evaluate, network
 
-    refuse_existing(args.out, args.overwrite)
+    check_folder(args.out, args.overwrite)
     result = evaluate.evaluate(collection, [network.load_picker(path) for path in args.weights])
     made, drawn = evaluate.write(result, args.out)
     print("\n\n".join(table.text() for table in made))

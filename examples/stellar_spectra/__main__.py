@@ -106,8 +106,7 @@ def _train(a: argparse.Namespace) -> None:
     from . import data, network
 
     folder = common.data_folder(a.data, "spectra", REMEDY)
-    if not a.resume:
-        common.refuse_existing(a.out, a.overwrite)
+    common.check_file(a.out, a.overwrite or a.resume)
     names = network.Settings.__dataclass_fields__
     settings = network.Settings(**{name: getattr(a, name) for name in names})
     stars = data.load(folder, how=settings.normalisation, libraries=a.libraries)
@@ -125,7 +124,7 @@ def _evaluate(a: argparse.Namespace) -> None:
     from . import evaluate
 
     folder = common.data_folder(a.data, "spectra", REMEDY)
-    common.refuse_existing(a.out, a.overwrite)
+    common.check_folder(a.out, a.overwrite)
     results, meta = evaluate.test(a.weights, folder, a.libraries)
     figures = evaluate.write(results, meta, a.out, a.overwrite)
     for table in evaluate.tables(results, meta):

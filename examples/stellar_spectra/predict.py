@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common import InputError, refuse_existing, write_csv
+from ..common import InputError, check_file, write_csv
 from .codes import CLASSES, SUBCLASS, decode, encode
 from .evaluate import types_of
 from .network import apply, load
@@ -29,7 +29,7 @@ def predict(
     """
     if fwhm is not None and not 0 < fwhm < 50:
         raise InputError(f"--fwhm {fwhm}: a resolution in Å, between 0 and 50, is expected")
-    refuse_existing(out, overwrite)
+    check_file(out, overwrite)
     model, meta = load(weights)
     how = meta["settings"]["normalisation"]
     used, flux, bad = [], [], 0
