@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import zipfile
 from pathlib import Path
@@ -281,6 +282,15 @@ def bad_files(folder: Path) -> dict[str, str]:
     write_image(folder / "infrared.fits", flux, CRVAL1=15000.0, CDELT1=1.0)
     write_image(folder / "short.fits", flux[:1000], **line)
     write_image(folder / "text.fits", flux, CRVAL1="here", CDELT1=1.0)
+    write_image(folder / "packed.fits", flux, **line)
+    packed = gzip.compress((folder / "packed.fits").read_bytes())
+    (folder / "packed.fits").unlink()
+    (folder / "hit.fits.gz").write_bytes(packed[:5000] + b"\xff" * 40 + packed[5040:])
+    for name, wave, light in [("words.fits", ["a"] * 50, flux[:50]), ("complex.fits", WAVE, flux + 1j)]:
+        columns = [("wave", "9A" if name == "words.fits" else "D", wave), ("flux", "M", light)]
+        fits.BinTableHDU.from_columns([fits.Column(*c[:2], array=c[2]) for c in columns]).writeto(folder / name)
+    columns = [fits.Column("wave", "90D", array=[WAVE[:90]]), fits.Column("flux", "80D", array=[flux[:80]])]
+    fits.BinTableHDU.from_columns(columns).writeto(folder / "uneven.fits")
     (folder / "noise.bin").write_bytes(bytes(range(256)) * 20)
     (folder / "words.txt").write_text("these are\nno numbers at all\n")
     (folder / "one.txt").write_text("\n".join(str(w) for w in WAVE))
@@ -292,8 +302,16 @@ def bad_files(folder: Path) -> dict[str, str]:
         "nowave.fits": "CRVAL1", "image.fits": "one spectrum", "unit.fits": "furlong", "log.fits": "absurd",
         "infrared.fits": "do not meet", "short.fits": "is measured", "text.fits": "damaged", "noise.bin": "neither",
         "words.txt": "neither", "one.txt": "neither", "broken.txt": "line 3", "back.txt": "do not ascend",
-        "nm.txt": "Å are needed", "missing.fits": "No such file",
+        "hit.fits.gz": "damaged", "words.fits": "plain numbers", "complex.fits": "plain numbers",
+        "uneven.fits": "90 wavelengths, 80 fluxes", "nm.txt": "Å are needed", "missing.fits": "No such file",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1.0, 1.7e308])
+def test_flux_in_any_unit(unit):
+    with np.errstate(over="raise", invalid="raise"):
+        found = preprocess.prepare(spectrum(a_flux() / a_flux().max() * unit))
+    assert np.abs(found - preprocess.prepare(spectrum(a_flux()))).max() <= 1e-5
 
 
 # --- folders and the split -----------------------------------------------------------------------------------------
@@ -531,6 +549,9 @@ def test_nothing_is_written_if_no_file_can_be_used(weights, tmp_path, capsys):
         (["train", "--out", "{tmp}/w.st", "--data", "{sim}", "--libraries", "miles"], "no library miles"),
         (["evaluate", "--out", "{tmp}/e", "--data", "{sim}", "--weights", "{tmp}/no.st"], "no such weights"),
         (["evaluate", "--out", "{tmp}/e", "--data", "{sim}", "--weights", "{broken}"], "truncated or no safetensors"),
+        (["evaluate", "--out", "{weights}", "--data", "{sim}", "--weights", "{weights}", "--overwrite"], "is a file"),
+        (["train", "--out", "{tmp}", "--data", "{sim}", "--overwrite"], "is a folder"),
+        (["predict", "{sim}/x", "--out", "{tmp}", "--weights", "{weights}", "--overwrite"], "is a folder"),
         (["evaluate", "--out", "{sim}", "--data", "{sim}", "--weights", "{weights}"], "exists already"),
         (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{foreign}"], "was not written by"),
         (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{weights}", "--fwhm", "-1"], "--fwhm"),
@@ -552,6 +573,29 @@ def test_wrong_commands_end_in_one_line(words, message, simulated, weights, tmp_
     assert command(*(w.format(**places) for w in words)) == 2
     assert message in one_line(capsys)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_libraries_that_cannot_be_used(tmp_path, capsys):
+    def said() -> str:
+        assert command("train", "--data", tmp_path, "--out", tmp_path / "w.st") == 2
+        return one_line(capsys)
+
+    (tmp_path / "x.csv").write_text("sptype\nG2V\nG2V\n")
+    np.savez(tmp_path / "x.npz", wave=WAVE, flux=np.ones((2, 5)))
+    assert "does not fit" in said()
+    np.savez(tmp_path / "x.npz", flux=np.ones((2, 5)))
+    assert "no library with the arrays" in said()
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
+    assert "no library with the arrays" in said()
+    np.savez(tmp_path / "x.npz", wave=WAVE, flux=np.tile(a_flux(), (2, 1)))
+    assert "too few typed spectra" in said()  # neither name nor file nor row in the table: that is no reason to stop
+    (tmp_path / "x.csv").write_bytes(b"sptype\n\xe9\n")
+    assert "x.csv: not a CSV table" in said()
+    (tmp_path / "x.csv").write_text('sptype\n"' + "G" * 200_000)
+    assert "x.csv: not a CSV table" in said()
+    for text in ("{", "[]"):
+        (tmp_path / "about.json").write_text(text)
+        assert "about.json: cannot be used" in said()
 
 
 def test_labels_that_cannot_be_used(tmp_path, capsys):

@@ -11,6 +11,8 @@ import csv
 import json
 import re
 import sys
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -136,7 +138,10 @@ def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None) -> S
     kind, rows = "real", []
     about = folder / "about.json"
     if about.exists():
-        kind = str(json.loads(about.read_text()).get("kind", "real"))
+        try:
+            kind = str(json.loads(about.read_text(encoding="utf-8")).get("kind", "real"))
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{about}: cannot be used ({error})") from None
     packed = [p for p in sorted(folder.glob("*.npz")) if p.with_suffix(".csv").exists()]
     if (folder / "labels.csv").exists():
         rows = list(_labelled(folder, libraries))
@@ -172,11 +177,9 @@ _Row = tuple[Spectrum, "codes.SpectralType | None", str, str, str]
 def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
     """Rows of labels.csv with the spectra they name; a file that cannot be read is named on stderr."""
     path = folder / "labels.csv"
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"file", "spectral_type"} <= set(reader.fieldnames or ()):
-            raise InputError(f"{path}: columns file and spectral_type are needed, it has {reader.fieldnames or 'none'}")
-        rows = list(reader)
+    columns, rows = _table(path)
+    if not {"file", "spectral_type"} <= set(columns):
+        raise InputError(f"{path}: columns file and spectral_type are needed, it has {columns or 'none'}")
     known = sorted({row.get("library") or folder.name for row in rows})
     if libraries and (missing := sorted(set(libraries) - set(known))):
         raise InputError(f"{folder} has no library {', '.join(missing)}; it has {', '.join(known)}")
@@ -194,20 +197,34 @@ def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
         yield spectrum, codes.parse(row["spectral_type"]), star, library, row["file"]
 
 
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Names of the columns and rows of a CSV table."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV table in UTF-8 ({error})") from None
+
+
 def _packed(path: Path) -> Iterator[_Row]:
     """Spectra of NAME.npz with the types of NAME.csv (columns sptype; file, name, hd where they are)."""
-    with open(path.with_suffix(".csv"), newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    with np.load(path) as arrays:
-        wave, flux = arrays["wave"].astype(np.float64), arrays["flux"]
-        good = np.isfinite(flux) & (flux != 0)
-        if "mask" in arrays:
-            good &= arrays["mask"]
-    if len(rows) != len(flux) or "sptype" not in rows[0]:
+    columns, rows = _table(path.with_suffix(".csv"))
+    try:
+        with np.load(path) as arrays:
+            wave, flux = arrays["wave"].astype(np.float64), arrays["flux"]
+            good = np.isfinite(flux) & (flux != 0)
+            if "mask" in arrays:
+                good &= arrays["mask"]
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: no library with the arrays wave and flux ({error})") from None
+    if len(rows) != len(flux) or "sptype" not in columns:
         raise InputError(f"{path}: {len(flux)} spectra, but {len(rows)} rows or no column sptype in its .csv")
+    if flux.shape[1:] != wave.shape:
+        raise InputError(f"{path}: flux {flux.shape} does not fit wave {wave.shape}")
     fwhm = next((value for name, value in LIBRARY_FWHM.items() if path.stem.startswith(name)), None)
-    for row, f, g in zip(rows, flux, good, strict=True):
-        label = row.get("name") or row.get("file") or row["row"]
+    for number, (row, f, g) in enumerate(zip(rows, flux, good, strict=True)):
+        label = row.get("name") or row.get("file") or row.get("row") or f"{path.stem} {number}"
         in_file = re.search(r"_(HD\d+)", row.get("file") or "")  # STELIB names HR numbers inside, HD numbers outside
         star = row.get("hd") or (in_file[1] if in_file else label)
         spectrum = Spectrum(wave, np.where(g, f, 0.0), g, name=label, fwhm=fwhm)

@@ -7,7 +7,7 @@ calibration and keeps the lines alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -122,7 +122,8 @@ def prepare(spectrum: Spectrum, *, fwhm: float | None = None, how: str = "5550")
     inside = (spectrum.wave > FIRST) & (spectrum.wave < LAST)
     if inside.sum() < (LAST - FIRST) / (4 * STEP):
         raise InputError(f"only {inside.sum()} pixels in {FIRST:.0f}-{LAST:.0f} Å: too coarse for {STEP:.0f} Å bins")
-    flux, measured = to_bins(spectrum, fwhm)
+    unit = float(np.abs(spectrum.flux).max()) or 1.0  # sums of fluxes near 1e308 would overflow
+    flux, measured = to_bins(replace(spectrum, flux=spectrum.flux / unit), fwhm)
     share = float(measured.mean())
     if share < COVERAGE:
         raise InputError(f"only {share:.0%} of {FIRST:.0f}-{LAST:.0f} Å is measured; {COVERAGE:.0%} are needed")

@@ -6,6 +6,8 @@ Every reader gives wavelengths in Å, in air, at rest, ascending, and native arr
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
 import warnings
 from pathlib import Path
@@ -49,8 +51,15 @@ def vacuum_to_air(wave: np.ndarray) -> np.ndarray:
 
 def _checked(wave: Any, flux: Any, good: Any, extra: dict[str, Any]) -> Spectrum:
     """Sort out order, NaN and fill values: three arrays (n,) and the fields of a Spectrum -> Spectrum."""
-    wave = np.ascontiguousarray(wave, dtype=np.float64)  # FITS is big-endian: native from here on
-    flux = np.ascontiguousarray(flux, dtype=np.float64)
+    try:
+        if np.iscomplexobj(flux):
+            raise TypeError
+        wave = np.ascontiguousarray(wave, dtype=np.float64)  # FITS is big-endian: native from here on
+        flux = np.ascontiguousarray(flux, dtype=np.float64)
+    except (ValueError, TypeError):
+        raise InputError("wavelengths and fluxes are no plain numbers") from None
+    if not len(wave) == len(flux) == len(good):
+        raise InputError(f"{len(wave)} wavelengths, {len(flux)} fluxes, {len(good)} weights: as many of each expected")
     if len(wave) < 20:
         raise InputError(f"only {len(wave)} pixels: not a spectrum")
     if not np.isfinite(wave).all() or wave.min() <= 0:
@@ -109,7 +118,7 @@ def _read_fits(path: Path) -> tuple[Any, Any, Any, dict[str, Any]]:
         warnings.simplefilter("ignore")  # old headers break the standard harmlessly
         warnings.filterwarnings("error", message=".*truncated.*")
         try:
-            with fits.open(path, memmap=False) as file:
+            with fits.open(_unpacked(path), memmap=False) as file:
                 for hdu in file:
                     if isinstance(hdu, fits.BinTableHDU) and (columns := _columns(hdu)):
                         return _from_table(columns, file)
@@ -124,6 +133,15 @@ def _read_fits(path: Path) -> tuple[Any, Any, Any, dict[str, Any]]:
             raise
         except Exception as error:  # astropy raises nearly anything on a damaged file
             raise InputError(f"damaged FITS file: {' '.join(str(error).split())[:120]}") from None
+
+
+def _unpacked(path: Path) -> Path | io.BytesIO:
+    """The file itself, or the bytes of a gzipped one, whose checksum astropy would not look at."""
+    with open(path, "rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return path
+    with gzip.open(path) as file:
+        return io.BytesIO(file.read())
 
 
 def _columns(hdu: fits.BinTableHDU) -> dict[str, np.ndarray]:
