@@ -112,9 +112,24 @@ def test_truncated_files(tmp_path: Path) -> None:
     Image.fromarray(some_image().astype(np.uint8)).save(tmp_path / "p.png")
     (tmp_path / "p.png").write_bytes((tmp_path / "p.png").read_bytes()[:300])
     (tmp_path / "t.tif").write_bytes(b"II*\0")
-    for name in ("m.mrc", "g.mrc.gz", "p.png", "t.tif"):
+    packed = bytearray(gzip.compress(whole))
+    packed[30:60] = b"\xff" * 30
+    (tmp_path / "z.mrc.gz").write_bytes(packed)
+    for name in ("m.mrc", "g.mrc.gz", "z.mrc.gz", "p.png", "t.tif"):
         with pytest.raises(InputError, match=name):
             formats.read_micrograph(tmp_path / name)
+
+
+def test_reading_and_enhancing_make_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = Image.fromarray(some_image().clip(0, 255).astype(np.uint8)).convert("P")
+    grey.save(tmp_path / "p.png", transparency=bytes([0, 9, 255]))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)  # 96 x 104 is "large" now
+    hot = some_image()
+    hot[40, 50], hot[41, 50] = 3e38, -3e38
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert formats.read_micrograph(tmp_path / "p.png")[0].shape == (96, 104)
+        assert np.isfinite(enhance.enhance(hot, 18).image).all()
 
 
 # ------------------------------------------------------------------------------------------------------ coordinates
@@ -195,11 +210,13 @@ def test_csv_with_diameter_and_score(tmp_path: Path) -> None:
         ("a.star", "data_\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n1 two\n", "rlnCoordinateY"),
         ("a.star", "data_\nloop_\n_rlnCoordinateX\n_rlnCoordinateY\n1 nan\n", "NaN"),
         ("a.star", "data_\nloop_\n_rlnCoordinateX\n1\n", "no block"),
+        ("a.star", "data_\n_rlnCoordinateX 1\n_rlnCoordinateY\n", "1 values of _rlnCoordinateX, but 0"),
         ("a.star", "data_\nloop_\n_rlnMicrographName\n_rlnCoordinateX\n_rlnCoordinateY\na 1 2\nb 1 2\n", "several"),
         ("a.cbox", "data_cryolo\nloop_\n_CoordinateX\n_CoordinateY\n1 2\n", "_Width, _Height"),
         ("a.box", "1 2 3\n", "x y width height"),
         ("a.csv", "u,v\n1,2\n", "names its columns"),
         ("a.csv", "x,y\n1\n", "column y"),
+        ("a.csv", "x,y\n1," + "9" * 200_000, "not a CSV table"),
         ("a.txt", "1 2\n", "coordinates are read from"),
     ],
 )
@@ -518,8 +535,15 @@ def test_predict_goes_on_past_bad_files(chain: Path, capfd: pytest.CaptureFixtur
     limit = network.load_picker(chain / "w.safetensors").threshold
     np.testing.assert_allclose(every.above(limit - 1e-6).xy, picks.xy, atol=1e-3)
     assert formats.read_mask(out / f"{name}_mask.png").shape == (384, 384)
-    assert run("predict", good, "--weights", chain / "w.safetensors", "--out", out) == 1  # exists
+    assert run("predict", good, "--weights", chain / "w.safetensors", "--out", out) == 2  # exists
     assert "--overwrite" in capfd.readouterr().err
+    small, one = chain / "small.mrc", chain / "one"
+    formats.write_mrc(small, some_image(), 3.54, "x")
+    assert run("predict", bad, small, "--weights", chain / "w.safetensors", "--out", one) == 2
+    said = capfd.readouterr().err
+    assert f"error: {small}: a particle of" in said and "none of the 2 micrographs" in said and not one.exists()
+    assert run("predict", good, "--weights", chain / "w.safetensors", "--out", bad) == 2
+    assert "is a file" in capfd.readouterr().err
     again = ("--overwrite", "--threshold", 1, "--diameter", "190A")
     assert run("predict", good, "--weights", chain / "w.safetensors", "--out", out, *again) == 0
     assert len(formats.read_coordinates(out / f"{name}_autopick.star")) == 0

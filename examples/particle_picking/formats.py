@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def _read_mrc(path: Path) -> tuple[np.ndarray, float | None]:
                     raise InputError(f"{path}: MRC of complex numbers (a transform), not an image")
                 size = float(file.voxel_size.x)
                 data = np.array(file.data, np.float32)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a readable MRC file ({error})") from error
     return data, size if np.isfinite(size) and size > 0 and size != 1.0 else None  # 0 and 1 mean "unset"
 
@@ -106,10 +107,12 @@ def _read_picture(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            keep = picture.mode in ("L", "F") or picture.mode.startswith("I")
-            return np.asarray(picture if keep else picture.convert("L"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of size, palettes, broken EXIF: nothing the user could act on
+            with Image.open(path) as picture:
+                picture.load()
+                keep = picture.mode in ("L", "F") or picture.mode.startswith("I")
+                return np.asarray(picture if keep else picture.convert("L"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from error
 
@@ -240,7 +243,10 @@ def _from_star(path: Path, text: str) -> Picks:
         raise InputError(f"{path}: no block with _rlnCoordinateX and _rlnCoordinateY")
     if len(set(block.get("rlnMicrographName", ()))) > 1:
         raise InputError(f"{path}: particles of several micrographs; give one file a micrograph")
-    xy = np.stack([_numbers(path, f"_rlnCoordinate{c}", block[f"rlnCoordinate{c}"]) for c in "XY"], 1)
+    x, y = (_numbers(path, f"_rlnCoordinate{c}", block[f"rlnCoordinate{c}"]) for c in "XY")
+    if len(x) != len(y):
+        raise InputError(f"{path}: {len(x)} values of _rlnCoordinateX, but {len(y)} of _rlnCoordinateY")
+    xy = np.stack([x, y], 1)
     score = np.full(len(xy), np.nan)
     if "rlnAutopickFigureOfMerit" in block:
         score = _numbers(path, "_rlnAutopickFigureOfMerit", block["rlnAutopickFigureOfMerit"])
@@ -268,8 +274,11 @@ def _from_box(path: Path, text: str) -> Picks:
 
 
 def _from_csv(path: Path, text: str) -> Picks:
-    rows = list(csv.DictReader(text.splitlines()))
-    names = next(csv.reader(text.splitlines()), [])
+    try:
+        rows = list(csv.DictReader(text.splitlines()))
+        names = next(csv.reader(text.splitlines()), [])
+    except csv.Error as error:
+        raise InputError(f"{path}: not a CSV table ({error})") from None
     if "x" not in names or "y" not in names:
         raise InputError(f"{path}: the first line of a .csv of coordinates names its columns: x,y[,diameter][,score]")
     columns = {

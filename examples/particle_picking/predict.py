@@ -36,8 +36,11 @@ def predict_one(
     if not overwrite and (taken := [place for place in places if place.exists()]):
         raise InputError(f"{taken[0]} exists already; give --overwrite to replace it, or another --out")
     image, stored = formats.read_micrograph(path)
-    across = diameter_px(picker, diameter, apix or stored)
-    enhanced = enhance(image, across)
+    try:
+        across = diameter_px(picker, diameter, apix or stored)
+        enhanced = enhance(image, across)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     candidates, probability = picker.pick(enhanced)
     picks = candidates.above(threshold)
     box = round(across)
@@ -58,7 +61,10 @@ def predict(
     apix: float | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Pick in every file -> exit code: 0, or 1 if a file failed (said on stderr; the others are done)."""
+    """Pick in every file -> exit code: 0, or 1 if a file failed (said on stderr; the others are done).
+
+    InputError if every file failed: nothing is written then.
+    """
     from tqdm import tqdm
 
     picker = network.load_picker(weights)
@@ -66,6 +72,9 @@ def predict(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two micrographs are named {twice[0]}: their results would overwrite each other")
     limit = picker.threshold if threshold is None else threshold
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: give --out the name of a folder")
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     with tqdm(files, "picking", unit="micrograph", disable=None) as bar:
@@ -78,6 +87,10 @@ def predict(
             except (InputError, OSError, ValueError) as error:
                 failed += 1
                 bar.write(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    if failed == len(files):
+        if new:
+            out.rmdir()
+        raise InputError(f"none of the {failed} micrographs could be picked: nothing written")
     if failed:
         print(f"{failed} of {len(files)} micrographs failed", file=sys.stderr)
     return 1 if failed else 0
