@@ -283,6 +283,8 @@ def bad_files(picture: np.ndarray, folder: Path) -> dict[str, str]:
     packed = gzip.compress((folder / "whole.fits").read_bytes())
     (folder / "cut.fits.gz").write_bytes(packed[: len(packed) // 2])
     (folder / "hit.fits.gz").write_bytes(packed[:9000] + b"\xff" * 40 + packed[9040:])
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(bands[0])]).writeto(folder / "bad.fits.fz")
+    (folder / "bad.fits.fz").write_bytes((folder / "bad.fits.fz").read_bytes().replace(b"TFORM1  = '", b"TFORM1  = ("))
     (folder / "whole.fits").unlink()
     fits.BinTableHDU.from_columns([fits.Column("x", "E", array=[1.0])]).writeto(folder / "table.fits")
     words = {name: word for name, (_, word) in contents.items()}
@@ -292,6 +294,7 @@ def bad_files(picture: np.ndarray, folder: Path) -> dict[str, str]:
         "two.fits": "expected one image",
         "cut.fits": "truncated",
         "cut.fits.gz": "truncated",
+        "bad.fits.fz": "not a FITS image",
         "hit.fits.gz": "truncated",
         "table.fits": "no image",
     }
