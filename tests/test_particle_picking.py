@@ -549,6 +549,18 @@ def test_predict_goes_on_past_bad_files(chain: Path, capfd: pytest.CaptureFixtur
     assert len(formats.read_coordinates(out / f"{name}_autopick.star")) == 0
 
 
+def test_an_interrupted_prediction_leaves_no_micrograph_half_done(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(formats, "write_mask", interrupt)
+    good = sorted((chain / "sim" / "images").glob("*.mrc"))[0]
+    assert run("predict", good, "--weights", chain / "w.safetensors", "--out", tmp_path / "out") == 130
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_resume_gives_the_same_weights(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = data.open_collection(chain / "sim")
     parts, options = data.split(folder), {"epochs": 2, "width": 2, "depth": 1, "progress": False}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,10 +46,15 @@ def predict_one(
     candidates, probability = picker.pick(enhanced)
     picks = candidates.above(threshold)
     box = round(across)
-    formats.write_star(places[0], picks)
-    formats.write_box(places[1], picks, box)
-    formats.write_cbox(places[2], candidates, box)
-    formats.write_mask(places[3], network.class_mask(probability, enhanced))
+    mask = network.class_mask(probability, enhanced)
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".{name}.") as part:  # all four files or none
+        star, boxes, cbox, classes = (Path(part) / place.name for place in places)
+        formats.write_star(star, picks)
+        formats.write_box(boxes, picks, box)
+        formats.write_cbox(cbox, candidates, box)
+        formats.write_mask(classes, mask)
+        for place in places:
+            os.replace(Path(part) / place.name, place)
     return len(picks), len(candidates)
 
 
