@@ -209,6 +209,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
+def seed(text: str) -> int:
+    """Type of a --seed: a whole number of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 0 or more")
+    return value
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add `--threads` to a command; `use_threads` sets it."""
     parser.add_argument("--threads", type=int, help="threads of the kernels (default: all processors)")

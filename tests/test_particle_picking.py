@@ -85,6 +85,7 @@ def test_pictures_of_8_and_16_bits(tmp_path: Path, name: str, mode: str) -> None
     ("make", "words"),
     [
         (lambda p: None, "no such file"),
+        (lambda p: p.mkdir(), "a folder"),
         (lambda p: p.write_bytes(b""), "empty"),
         (lambda p: p.write_bytes(b"not an mrc file at all" * 9), "MRC"),
         (lambda p: formats.write_mrc(p, np.full((64, 64), np.nan, np.float32), 2, "x"), "NaN"),
@@ -613,6 +614,8 @@ def test_bad_commands_say_one_line(chain: Path, capfd: pytest.CaptureFixture, ar
         ["predict", "a.mrc", "--weights", "w", "--out", "o", "--diameter", "-3"],
         ["predict", "a.mrc", "--weights", "w", "--out", "o", "--diameter", "wide"],
         ["train", "--out", "o", "--epochs", "0"],
+        ["train", "--out", "o", "--split-seed", "-1"],
+        ["simulate", "--out", "o", "--seed", "-1"],
         [],
     ],
 )

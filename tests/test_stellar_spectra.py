@@ -446,6 +446,8 @@ def test_a_resumed_training_ends_with_the_same_bits(simulated, tmp_path, monkeyp
     with pytest.raises(KilledError):
         network.train(stars, tmp_path / "part.safetensors", settings, progress=False)
     monkeypatch.undo()
+    with pytest.raises(InputError, match="unfinished"):
+        network.load(tmp_path / "part.safetensors")
     network.train(stars, tmp_path / "part.safetensors", settings, resume=True, progress=False)
     whole, part = (network.load(tmp_path / f"{n}.safetensors")[0].state_dict() for n in ("whole", "part"))
     assert all(np.array_equal(whole[k], part[k]) for k in whole)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from examples.common import add_command, add_output, add_threads, run_command
+from examples.common import add_command, add_output, add_threads, run_command, seed
 
 DATA_HELP = (
     "folder with labels*.csv and pictures or a zip, or with barred/ and unbarred/; default $MINIDL_DATA/galaxies"
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     simulate = add_command(commands, "simulate", "write simulated barred and unbarred galaxies with their truth")
     add_output(simulate, "new folder: barred/, unbarred/, labels.csv, simulated.json")
     simulate.add_argument("--n", type=int, default=2000, help="number of galaxies, half of them barred")
-    simulate.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    simulate.add_argument("--seed", type=seed, default=0, help="of all random numbers")
     simulate.add_argument("--size", type=int, default=64, help="pixels across the field of 19.2 arcsec")
     simulate.add_argument("--format", choices=["png", "jpeg"], default="png", help="of the pictures")
 
@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", type=int, default=64, help="galaxies in a step")
     train.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
     train.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW")
-    train.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
-    train.add_argument("--split-seed", type=int, default=0, help="of the split 60/20/20, kept in the weights")
+    train.add_argument("--seed", type=seed, default=0, help="of weights, order and augmentation")
+    train.add_argument("--split-seed", type=seed, default=0, help="of the split 60/20/20, kept in the weights")
     add_threads(train)
     train.add_argument("--resume", action="store_true", help="continue an interrupted run with this --out")
 

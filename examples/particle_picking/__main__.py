@@ -17,6 +17,7 @@ from examples.common import (
     data_folder,
     refuse_existing,
     run_command,
+    seed,
     use_threads,
 )
 
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
     sim = add_command(commands, "simulate", "make micrographs of a molecule like beta-galactosidase, with truth")
     sim.add_argument("--n", type=_count, default=12, help="number of micrographs")
-    sim.add_argument("--seed", type=int, default=0, help="random seed")
+    sim.add_argument("--seed", type=seed, default=0, help="random seed")
     sim.add_argument("--size", type=_count, default=1024, help="side in px")
     sim.add_argument("--apix", type=_positive, default=3.54, help="pixel size in Å")
     sim.add_argument("--mode", choices=("float32", "int16", "uint16"), default="float32", help="number type of the MRC")
@@ -83,14 +84,14 @@ def parser() -> argparse.ArgumentParser:
     fit = add_command(commands, "train", "train a picker on a data folder")
     add_data(fit)
     fit.add_argument("--epochs", type=_count, default=16, help="epochs of 128 crops")
-    fit.add_argument("--seed", type=int, default=0, help="seed of weights and crops")
+    fit.add_argument("--seed", type=seed, default=0, help="seed of weights and crops")
     fit.add_argument("--batch-size", type=_count, default=8, help="crops a step")
     fit.add_argument("--lr", type=_positive, default=2e-3, help="first learning rate (AdamW, cosine)")
     fit.add_argument("--width", type=_count, default=16, help="channels of the U-Net's first level")
     fit.add_argument("--depth", type=_count, default=3, help="levels of the U-Net")
     fit.add_argument("--folds", type=_count, default=4, help="parts of the split by micrograph")
     fit.add_argument("--fold", type=int, default=0, help="which part is the test")
-    fit.add_argument("--split-seed", type=int, default=0, help="seed of the split")
+    fit.add_argument("--split-seed", type=seed, default=0, help="seed of the split")
     fit.add_argument("--resume", action="store_true", help="continue a training that was interrupted")
     add_output(fit, "weights to write (.safetensors)")
 

@@ -52,7 +52,7 @@ def read_micrograph(path: str | Path) -> tuple[np.ndarray, float | None]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'a folder; give the files in it' if path.is_dir() else 'no such file'}")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     if path.name.lower().endswith(MRC_SUFFIXES):

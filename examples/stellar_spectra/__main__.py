@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
 
     p = common.add_command(commands, "simulate", "Write simulated spectra (1-D FITS) with labels.csv into a folder.")
     p.add_argument("--n", type=int, default=1000, help="how many")
-    p.add_argument("--seed", type=int, default=0, help="of the random numbers")
+    p.add_argument("--seed", type=common.seed, default=0, help="of the random numbers")
     common.add_output(p, "folder to write")
 
     p = common.add_command(
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, default=0.003, help="learning rate at the start; it falls as a cosine to 0")
     p.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW")
     p.add_argument("--jitter", type=float, default=1.0, help="how much velocity, dust and noise vary in training")
-    p.add_argument("--seed", type=int, default=0, help="of the split, the first weights and the order")
+    p.add_argument("--seed", type=common.seed, default=0, help="of the split, the first weights and the order")
     p.add_argument("--fold", type=int, default=0, help="which fifth of the stars is the test part, 0..4")
     p.add_argument("--resume", action="store_true", help="go on from --out if it exists")
     common.add_threads(p)

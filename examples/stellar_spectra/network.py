@@ -284,6 +284,8 @@ def load(path: Path) -> tuple[StarNetwork, dict[str, Any]]:
     saved = checkpoint.load(path)
     if saved.meta.get("task") != "stellar_spectra":
         raise InputError(f"{path} was not written by the train command of examples.stellar_spectra")
+    if "history" not in saved.meta:
+        raise InputError(f"{path} is the state of an unfinished training; finish it with train --resume")
     settings = Settings(**saved.meta["settings"])
     rng = np.random.default_rng(0)
     members = [member(settings.network, settings.hidden, rng) for _ in range(settings.members)]
