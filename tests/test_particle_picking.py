@@ -522,6 +522,7 @@ def test_predict_goes_on_past_bad_files(chain: Path, capfd: pytest.CaptureFixtur
     assert run("predict", bad, good, "--weights", chain / "w.safetensors", "--out", out) == 1
     said = capfd.readouterr()
     assert "bad.mrc" in said.err and "1 of 2" in said.err and good.name in said.out
+    assert "trained on simulated micrographs" in said.out
     name = good.stem
     assert sorted(p.name for p in out.iterdir()) == sorted(
         f"{name}{end}" for end in ("_autopick.star", ".box", ".cbox", "_mask.png")

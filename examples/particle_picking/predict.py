@@ -98,6 +98,7 @@ def predict(
         if new:
             out.rmdir()
         raise InputError(f"none of the {failed} micrographs could be picked: nothing written")
+    print(f"{len(files) - failed} micrographs in {out} (network trained on {picker.meta['kind']} micrographs)")
     if failed:
         print(f"{failed} of {len(files)} micrographs failed", file=sys.stderr)
     return 1 if failed else 0
