@@ -60,6 +60,7 @@ def precision_recall_f1(matrix: ArrayLike, average: str | None = None) -> Scores
         raise ValueError(f"a confusion matrix is square, got shape {m.shape}")
     if not np.all(m >= 0):
         raise ValueError("a confusion matrix holds counts: found a negative number or NaN")
+    m = m.astype(np.float64)  # small integers overflow in 2·TP
     right, predicted, true = np.diagonal(m), m.sum(axis=0), m.sum(axis=1)
     if average == "micro":
         right, predicted, true = right.sum(), predicted.sum(), true.sum()

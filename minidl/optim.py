@@ -115,7 +115,9 @@ class Optimizer:
                 raise ValueError(f"{name} must be a number >= 0, got {value}")
             if name == "alpha" and not 0 <= value < 1:
                 raise ValueError(f"alpha must lie in [0, 1), got {value}")
-            if name == "betas" and not (len(value) == 2 and all(0 <= beta < 1 for beta in value)):
+            if name == "betas" and not (
+                isinstance(value, tuple | list) and len(value) == 2 and all(0 <= beta < 1 for beta in value)
+            ):
                 raise ValueError(f"betas must be two numbers in [0, 1), got {value}")
         if options.get("nesterov") and not (options["momentum"] > 0 and options["dampening"] == 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
@@ -272,7 +274,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, norm
         raise ValueError(f"need max_norm >= 0 and norm_type > 0, got {max_norm} and {norm_type}")
     params = _with_grad(parameters)
     if norm_type == math.inf:
-        norm = max((float(abs(p.grad).max()) for p in params if p.size), default=0.0)
+        norm = float(np.max([float(abs(p.grad).max()) for p in params if p.size], initial=0.0))  # NaN stays NaN
     else:
         # sums of float64: the norm of a million float32 numbers keeps its digits
         norm = sum(float((abs(p.grad) ** norm_type).sum(dtype=np.float64)) for p in params) ** (1 / norm_type)

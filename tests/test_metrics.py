@@ -108,3 +108,8 @@ def test_known_values():
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_small_integers_do_not_overflow():
+    matrix = np.array([[200, 10], [5, 100]])
+    assert np.array_equal(metrics.precision_recall_f1(matrix.astype(np.uint8)), metrics.precision_recall_f1(matrix))

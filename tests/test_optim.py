@@ -190,6 +190,7 @@ twice = p()
         (lambda: optim.SGD([p()], nesterov=True, momentum=0.9, dampening=0.1), ValueError, "nesterov needs"),
         (lambda: optim.RMSprop([p()], alpha=1), ValueError, "alpha must"),
         (lambda: optim.Adam([p()], betas=(0.9, 1.0)), ValueError, "betas must"),
+        (lambda: optim.Adam([p()], betas=0.9), ValueError, "betas must"),
         (lambda: optim.AdamW([p()], weight_decay=-1), ValueError, "weight_decay must"),
         (lambda: optim.AdamW([p()], eps=-1), ValueError, "eps must"),
         (lambda: optim.clip_grad_norm_([p()], -1), ValueError, "max_norm >= 0"),
@@ -368,3 +369,9 @@ def test_schedules_are_imported_as_from_torch() -> None:
     from minidl.optim.lr_scheduler import StepLR
 
     assert StepLR is lr_scheduler.StepLR
+
+
+def test_the_largest_gradient_among_nan_is_nan():
+    params = [Tensor([1.0], requires_grad=True) for _ in range(2)]
+    params[0].grad, params[1].grad = np.ones(1, np.float32), np.full(1, np.nan, np.float32)
+    assert math.isnan(optim.clip_grad_norm_(params, 1.0, math.inf))
