@@ -116,8 +116,13 @@ class DataLoader:
         transform: Callable[[Any, np.random.Generator], Sample] | None = None,
         num_workers: int = 0,
     ) -> None:
-        if batch_size < 1 or num_workers < 0:
-            raise ValueError(f"need batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
+        whole = all(isinstance(number, int | np.integer) for number in (batch_size, num_workers))
+        if not whole or batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"need whole numbers batch_size >= 1 and num_workers >= 0, got {batch_size!r} and {num_workers!r}"
+            )
+        if not isinstance(rng, np.random.Generator | None):
+            raise TypeError(f"rng must be a numpy Generator such as np.random.default_rng(0), not {rng!r}")
         if len(dataset) == 0:
             raise ValueError("the dataset is empty: there is nothing to load")
         if drop_last and len(dataset) < batch_size:

@@ -152,13 +152,13 @@ def evaluate(
     return {name: total / count for name, total in sums.items()}
 
 
-def predict(model: Module, inputs: Array | Batches, *, batch_size: int = 64) -> Array:
+def predict(model: Module, inputs: Array | Tensor | Batches, *, batch_size: int = 64) -> Array:
     """The model's outputs for an array (N, ...), or for the first field of every batch of a loader -> (N, ...).
 
     In eval mode and without gradients. Raises ValueError if there is no input.
     """
-    if isinstance(inputs, np.ndarray):
-        array = inputs
+    if isinstance(inputs, np.ndarray | Tensor):
+        array = inputs.data if isinstance(inputs, Tensor) else inputs
         inputs = ((array[i : i + batch_size],) for i in range(0, len(array), batch_size))
     with _evaluating(model):
         outputs = [model(Tensor(batch[0])).numpy() for batch in inputs]

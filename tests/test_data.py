@@ -154,6 +154,8 @@ def test_unequal_samples_are_named():
     [
         (lambda d: DataLoader(d, 0), ValueError, "batch_size >= 1"),
         (lambda d: DataLoader(d, num_workers=-1), ValueError, "num_workers >= 0"),
+        (lambda d: DataLoader(d, 2.5), ValueError, "whole numbers"),
+        (lambda d: DataLoader(d, 2, True, rng=0), TypeError, "numpy Generator"),
         (lambda d: DataLoader(Subset(d, [])), ValueError, "empty"),
         (lambda d: DataLoader(d, 11, drop_last=True), ValueError, "no batch"),
         (lambda d: list(DataLoader(d, transform=lambda s, rng: s[0])), TypeError, "sample 0 is a ndarray"),

@@ -270,3 +270,8 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
         train.evaluate(task.model, loss_fn, [])
     with pytest.raises(ValueError, match="nothing to predict"):
         train.predict(task.model, np.zeros((0, 2), np.float32))
+
+
+def test_predict_takes_arrays_and_tensors():
+    model, x = nn.Linear(2, 3), np.ones((5, 2), np.float32)
+    assert np.array_equal(train.predict(model, Tensor(x)), train.predict(model, x))
