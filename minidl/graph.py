@@ -16,15 +16,15 @@ def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = np.float32
     A layer used twice has two lines; its parameters count once.
     """
     rows: list[tuple[str, str, str, str]] = []
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in reversed(list(model.named_modules()))}  # shared: the first name
     counted: set[int] = set()
     total = [0, 0]
 
     def watch(module: Module) -> None:
         forward = module.forward
 
-        def recording(x: Any, *more: Any) -> Any:
-            y = forward(x, *more)
+        def recording(x: Any, *more: Any, **options: Any) -> Any:
+            y = forward(x, *more, **options)
             new = [p for p in module.parameters() if id(p) not in counted]
             counted.update(id(p) for p in new)
             count, work = sum(p.size for p in new), module.multiply_adds(x.shape, y.shape)
@@ -34,9 +34,9 @@ def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = np.float32
             rows.append((label, str(y.shape), f"{count:,}", f"{work:,}"))
             return y
 
-        module.forward = recording  # type: ignore[method-assign]
+        module.forward = recording  # type: ignore[method-assign,assignment]
 
-    leaves = [module for module in model.modules() if not list(module.children())]
+    leaves = list({id(module): module for module in model.modules() if not list(module.children())}.values())
     modes = [(module, module.training) for module in model.modules()]
     for leaf in leaves:
         watch(leaf)

@@ -37,11 +37,17 @@ class Perceptron(nn.Module):
         """Go once through the samples; for each mistake add lr·(target − y)·x to the weights. Returns the mistakes.
 
         x (N, in_features), target (N,) of 0 and 1. It ends with none if a plane separates the classes.
+        ValueError for other shapes or targets.
         Rosenblatt 1958; convergence: Novikoff 1962.
         """
+        x, target = np.asarray(x), np.asarray(target)
+        if x.ndim != 2 or target.shape != x.shape[:1] or not np.isin(target, (0, 1)).all():
+            raise ValueError(
+                f"samples (N, in_features) and N targets of 0 or 1 are needed, not {x.shape}, {target.shape}"
+            )
         mistakes = 0
         weight, bias = self.sum.weight.data[0], self.sum.bias.data  # type: ignore[union-attr]
-        for row, t in zip(np.asarray(x), np.asarray(target), strict=True):
+        for row, t in zip(x, target, strict=True):
             error = float(t) - float(row @ weight + bias[0] >= 0)
             weight += lr * error * row
             bias += lr * error

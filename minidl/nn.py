@@ -38,8 +38,8 @@ class Module:
         """What the module computes; each subclass defines its own."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward()")
 
-    def __call__(self, *inputs: Any) -> Any:
-        return self.forward(*inputs)
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self.forward(*inputs, **options)
 
     # --- what it holds, always in the order in which the attributes were first set --------------------------------
 
@@ -209,8 +209,8 @@ class Sequential(Module):
         return self.children()
 
     def __getitem__(self, index: Any) -> Any:
-        chosen = list(self.children())[index]
-        return Sequential(*chosen) if isinstance(index, slice) else chosen
+        chosen = list(self.named_children())[index]
+        return Sequential(OrderedDict(chosen)) if isinstance(index, slice) else chosen[1]
 
 
 class ModuleList(Module):
@@ -222,6 +222,8 @@ class ModuleList(Module):
 
     def append(self, module: Module) -> None:
         """Add a module at the end."""
+        if not isinstance(module, Module):
+            raise TypeError(f"ModuleList takes modules, not {type(module).__name__}")
         setattr(self, str(len(self)), module)
 
     def __len__(self) -> int:
@@ -286,6 +288,10 @@ class _Conv(Module):
         self.stride = _tuple(stride, self.dims, "stride", 1)
         self.padding = padding if isinstance(padding, str) else _tuple(padding, self.dims, "padding", 0)
         self.dilation = _tuple(dilation, self.dims, "dilation", 1)
+        if isinstance(padding, str) and (self.transposed or padding not in ("same", "valid")):
+            raise ValueError(f"padding is a whole number, or 'same' or 'valid' (not transposed), not {padding!r}")
+        if padding == "same" and set(self.stride) != {1}:
+            raise ValueError(f"padding 'same' needs stride 1, not {stride!r}")
         first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
         shape = (first, second // groups, *self.kernel_size)
         fan_in = init.fans(shape)[0]
@@ -428,7 +434,9 @@ class LayerNorm(Module):
     """Every sample normalised over its last dimensions `normalized_shape`; see `functional.layer_norm`."""
 
     def __init__(self, normalized_shape: Any, eps: float = 1e-5, elementwise_affine: bool = True) -> None:
-        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape = (
+            tuple(normalized_shape) if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        )
         self.eps = eps
         self.weight = Parameter(np.ones(self.normalized_shape, np.float32)) if elementwise_affine else None
         self.bias = Parameter(np.zeros(self.normalized_shape, np.float32)) if elementwise_affine else None
@@ -745,7 +753,7 @@ def _positive(**sizes: int) -> None:
 
 def _tuple(value: Any, dims: int, name: str, least: int) -> Any:
     """One number for each axis; ValueError below `least`."""
-    values = (value,) * dims if isinstance(value, int | np.integer) else tuple(value)
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * dims
     if len(values) != dims or any(not isinstance(v, int | np.integer) or v < least for v in values):
         raise ValueError(f"{name} is a whole number of at least {least}, or {dims} of them, not {value!r}")
     return tuple(int(v) for v in values)

@@ -218,6 +218,13 @@ def test_one_seed_one_network_and_torchs_bounds() -> None:
         (lambda: nn.Conv2d(3, 4, (3, 3, 3)), "kernel_size"),
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups do not divide"),
         (lambda: nn.Conv1d(3, 4, 3, stride=-1), "stride"),
+        (lambda: nn.Conv2d(3, 4, 2.5), "kernel_size"),
+        (lambda: nn.Conv2d(3, 4, 3, padding="smae"), "'same' or 'valid'"),
+        (lambda: nn.Conv2d(3, 4, 3, stride=2, padding="same"), "stride 1"),
+        (lambda: nn.ConvTranspose2d(3, 4, 3, padding="same"), "not transposed"),
+        (lambda: nn.MaxPool1d(2.7)(image(1, 2, 9)), "kernel_size"),
+        (lambda: models.Perceptron(2).rosenblatt_step([[0, 1], [1, 1]], [-1, 1]), "0 or 1"),
+        (lambda: models.Perceptron(2).rosenblatt_step([[0, 1], [1, 1]], [1]), "targets"),
         (lambda: nn.Dropout(2), "probability"),
         (lambda: nn.BatchNorm2d(-1), "num_features"),
         (lambda: nn.BatchNorm2d(3)(image(2, 3)), "4 dimensions are needed"),
@@ -233,6 +240,24 @@ def test_one_seed_one_network_and_torchs_bounds() -> None:
 def test_bad_arguments(make, words) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_module_list_takes_modules_only() -> None:
+    with pytest.raises(TypeError, match="not function"):
+        nn.ModuleList([nn.ReLU(), lambda x: x])
+
+
+def test_a_slice_keeps_its_names() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    assert list(model[1:].state_dict()) == ["2.weight", "2.bias"] and model[1:][1] is model[2]
+
+
+def test_options_reach_forward_by_name() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return x * scale
+
+    assert Scaled()(Tensor([1.0]), scale=3.0).item() == 3
 
 
 def test_module_without_forward() -> None:
@@ -310,6 +335,13 @@ def test_summary_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == text
     assert text.splitlines()[-1].split()[-2:] == [f"{4 * 9 + 4 + 303:,}", f"{4 * 9 * 25 + 300:,}"]
     assert model.training and "forward" not in vars(model[0])
+
+
+def test_summary_of_a_layer_used_twice() -> None:
+    act = nn.Tanh()
+    text = minidl.summary(nn.Sequential(nn.Linear(2, 3), act, nn.Linear(3, 1), act), (1, 2))
+    assert [line.split(":")[0] for line in text.splitlines()[2:6]] == ["0", "1", "2", "1"]
+    assert "forward" not in vars(act)
 
 
 def test_to_dot_draws_every_node() -> None:
