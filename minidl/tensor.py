@@ -163,6 +163,15 @@ class Tensor:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __getstate__(self) -> dict[str, Any]:
+        if not self.is_leaf:
+            raise RuntimeError(f"made by {self.op}: only a leaf can be copied or pickled, use detach() first")
+        return {"data": self.data, "grad": self.grad, "requires_grad": self.requires_grad}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Tensor.__init__(self, state["data"], state["requires_grad"])  # with a birth number of its own
+        self.grad = state["grad"]
+
     def __setitem__(self, index: Any, value: Any) -> None:
         raise TypeError(
             "tensors are not written in place: build a new one with where, concatenate or pad, or write to tensor.data"
@@ -188,7 +197,7 @@ class Tensor:
                     f"backward() without a gradient needs one element, this tensor has shape {self.shape}"
                 )
             gradient = get_backend().xp.ones_like(self.data)
-        gradient = gradient.data if isinstance(gradient, Tensor) else _as_array(gradient, self.dtype)
+        gradient = _as_array(gradient, self.dtype)
         if gradient.shape != self.shape:
             raise ValueError(f"gradient has shape {gradient.shape}, the tensor {self.shape}")
 
@@ -279,6 +288,8 @@ def _as_array(data: Any, dtype: Any = None) -> Array:
         raise TypeError(f"cannot make a tensor of {type(data).__name__}: {error}") from None
     if array.dtype.kind not in "fiub":
         raise TypeError(f"a tensor holds real numbers or booleans, not {array.dtype} (from {type(data).__name__})")
+    if not array.dtype.isnative:  # as FITS files are read
+        array = array.astype(array.dtype.newbyteorder("="))
     if dtype is None and not typed and array.dtype == np.float64:
         array = array.astype(np.float32)
     return array
