@@ -84,21 +84,29 @@ def pow(backend: Any, x: Array, y: Array) -> Any:
     return z, grad_x, grad_y
 
 
-def _wins(x: Array, y: Array) -> Array:
-    """1 where x > y, ½ where equal, else 0."""
-    return (x > y) + 0.5 * (x == y)
+def _won(xp: Any, g: Array, lost: Array, tie: Array) -> Array:
+    """g, half of it in a tie, 0 where lost; chosen, not multiplied: 0·∞ would be NaN."""
+    return xp.where(lost, 0, xp.where(tie, 0.5 * g, g))
 
 
 @op
 def maximum(backend: Any, x: Array, y: Array) -> Any:
     """The larger of each pair; a tie shares its gradient, half each."""
-    return backend.xp.maximum(x, y), lambda g: _fold(g * _wins(x, y), x), lambda g: _fold(g * _wins(y, x), y)
+    xp = backend.xp
+    # fmt: off
+    return (xp.maximum(x, y), lambda g: _fold(_won(xp, g, x < y, x == y), x),
+            lambda g: _fold(_won(xp, g, y < x, x == y), y))
+    # fmt: on
 
 
 @op
 def minimum(backend: Any, x: Array, y: Array) -> Any:
     """The smaller of each pair; a tie shares its gradient, half each."""
-    return backend.xp.minimum(x, y), lambda g: _fold(g * _wins(y, x), x), lambda g: _fold(g * _wins(x, y), y)
+    xp = backend.xp
+    # fmt: off
+    return (xp.minimum(x, y), lambda g: _fold(_won(xp, g, x > y, x == y), x),
+            lambda g: _fold(_won(xp, g, y > x, x == y), y))
+    # fmt: on
 
 
 # --- comparison: boolean tensors, no gradient
@@ -143,23 +151,33 @@ def ne(backend: Any, x: Array, y: Array) -> Any:
 # === functions of one element ========================================================================================
 
 
+def _check_floating(name: str, x: Array) -> None:
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name} needs floating-point data, not {x.dtype}: use x.astype('float32')")
+
+
+def _real(x: Array) -> Array:
+    """Integers as float32: NumPy makes half precision of 8 bits, and −1 of an unsigned one is 255."""
+    return x if getattr(x, "dtype", np.dtype(float)).kind == "f" else x.astype(np.float32)
+
+
 @op
 def exp(backend: Any, x: Array) -> Any:
     """y = eˣ,  ∂L/∂x = g·y."""
-    y = backend.xp.exp(x)
+    y = backend.xp.exp(_real(x))
     return y, lambda g: g * y
 
 
 @op
 def log(backend: Any, x: Array) -> Any:
     """Natural logarithm,  ∂L/∂x = g/x."""
-    return backend.xp.log(x), lambda g: g / x
+    return backend.xp.log(_real(x)), lambda g: g / x
 
 
 @op
 def sqrt(backend: Any, x: Array) -> Any:
     """y = √x,  ∂L/∂x = g/(2y)."""
-    y = backend.xp.sqrt(x)
+    y = backend.xp.sqrt(_real(x))
     return y, lambda g: g / (2 * y)
 
 
@@ -172,24 +190,30 @@ def abs(backend: Any, x: Array) -> Any:
 @op
 def tanh(backend: Any, x: Array) -> Any:
     """y = tanh x,  ∂L/∂x = g·(1 − y²)."""
-    y = backend.xp.tanh(x)
+    y = backend.xp.tanh(_real(x))
     return y, lambda g: g * (1 - y * y)
 
 
 @op
 def sigmoid(backend: Any, x: Array) -> Any:
     """y = 1/(1 + e⁻ˣ) = (1 + tanh(x/2))/2, which cannot overflow;  ∂L/∂x = g·y·(1 − y)."""
-    xp = backend.xp
+    xp, x = backend.xp, _real(x)
     e = xp.exp(-xp.abs(x))  # at most 1
     y = xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
     return y, lambda g: g * y * (1 - y)
+
+
+def _passed(xp: Any, g: Array, mask: Array) -> Array:
+    """g where the mask holds, else 0. A product is fastest, but not where g is infinite: 0·∞ is NaN."""
+    share = g * mask
+    return share if xp.isfinite(share.sum()) else xp.where(mask, g, 0)
 
 
 @op
 def relu(backend: Any, x: Array) -> Any:
     """max(x, 0); the gradient at 0 is 0. NaN stays NaN."""
     y = backend.xp.maximum(x, 0)
-    return y, lambda g: g * (y > 0)
+    return y, lambda g: _passed(backend.xp, g, y > 0)
 
 
 @op
@@ -207,6 +231,7 @@ def gelu(backend: Any, x: Array, approximate: str = "none") -> Any:
     evaluated element by element. ValueError for another `approximate`.
     """
     xp = backend.xp
+    _check_floating("gelu", x)
     if approximate == "none":
         erf = np.vectorize(math.erf, otypes=[x.dtype])
         cdf = 0.5 * (1 + xp.asarray(erf(x * math.sqrt(0.5)))) if x.size else x
@@ -221,11 +246,11 @@ def gelu(backend: Any, x: Array, approximate: str = "none") -> Any:
 @op
 def softplus(backend: Any, x: Array, beta: float = 1.0, threshold: float = 20.0) -> Any:
     """log(1 + e^(βx))/β, and x itself where βx > threshold;  ∂L/∂x = g·sigmoid(βx), there g."""
-    xp = backend.xp
+    xp, x = backend.xp, _real(x)
     linear = x * beta > threshold
     z = xp.exp(-xp.abs(x * beta))
     y = xp.where(linear, x, (xp.maximum(x * beta, 0) + xp.log1p(z)) / beta)
-    return y, lambda g: xp.where(linear, g, g * xp.where(x >= 0, 1 / (1 + z), z / (1 + z)))
+    return y, lambda g: xp.where(linear, g, g * xp.where(x * beta >= 0, 1 / (1 + z), z / (1 + z)))
 
 
 @op
@@ -234,7 +259,7 @@ def clip(backend: Any, x: Array, min: Any = None, max: Any = None) -> Any:
     if min is None and max is None:
         raise ValueError("clip: give min, max or both")
     inside = (True if min is None else x >= min) & (True if max is None else x <= max)
-    return backend.xp.clip(x, min, max), lambda g: g * inside
+    return backend.xp.clip(x, min, max), lambda g: _passed(backend.xp, g, inside)
 
 
 clamp = clip
@@ -262,7 +287,7 @@ def where(backend: Any, condition: Array, x: Array, y: Array) -> Any:
 
 def _axes(x: Array, dim: Any) -> tuple[int, ...]:
     """`dim` (None for all, a number, or several) as axes counted from the front; IndexError if there is none such."""
-    dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int | np.integer) else dim
     for d in dims:
         if not -x.ndim <= d < x.ndim:
             raise IndexError(f"dimension {d} of a tensor with {x.ndim} dimensions")
@@ -285,8 +310,7 @@ def sum(backend: Any, x: Array, dim: Any = None, keepdim: bool = False) -> Any:
 @op
 def mean(backend: Any, x: Array, dim: Any = None, keepdim: bool = False) -> Any:
     """Σ x / count along `dim` (all by default). TypeError for integers, whose mean is no integer."""
-    if x.dtype.kind != "f":
-        raise TypeError(f"mean needs floating-point data, not {x.dtype}: use x.astype('float32')")
+    _check_floating("mean", x)
     axes = _axes(x, dim)
     count = math.prod(x.shape[k] for k in axes)
     spread = backend.xp.broadcast_to
@@ -351,7 +375,7 @@ def take_along_dim(backend: Any, x: Array, index: Array, dim: int) -> Any:
 
     def grad(g: Array) -> Array:
         out = xp.zeros_like(x)
-        grid = list(xp.indices(index.shape, sparse=True))
+        grid = list(xp.indices(x.shape, sparse=True))
         grid[dim] = index
         xp.add.at(out, tuple(grid), g)
         return out
@@ -366,19 +390,25 @@ class Extreme(NamedTuple):
     indices: Tensor
 
 
-def max(x: Tensor, dim: int | None = None, keepdim: bool = False, **numpy_names: Any) -> Any:
+def max(
+    x: Tensor, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None, keepdims: bool = False
+) -> Any:
     """The largest element (ties share the gradient), or (values, indices) along `dim` (the first of several)."""
-    return _select(amax, argmax, x, numpy_names.get("axis", dim), numpy_names.get("keepdims", keepdim))
+    return _select(amax, argmax, x, dim if axis is None else axis, keepdim or keepdims)
 
 
-def min(x: Tensor, dim: int | None = None, keepdim: bool = False, **numpy_names: Any) -> Any:
+def min(
+    x: Tensor, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None, keepdims: bool = False
+) -> Any:
     """The smallest element (ties share the gradient), or (values, indices) along `dim` (the first of several)."""
-    return _select(amin, argmin, x, numpy_names.get("axis", dim), numpy_names.get("keepdims", keepdim))
+    return _select(amin, argmin, x, dim if axis is None else axis, keepdim or keepdims)
 
 
 def _select(value: Any, index: Any, x: Tensor, dim: int | None, keepdim: bool) -> Any:
     if dim is None:
         return value(x)
+    if not isinstance(dim, int | np.integer):
+        raise TypeError(f"dim is one whole number, not {type(dim).__name__}: see amax, amin, maximum and minimum")
     dim = _axes(x, dim)[0]
     indices = index(x, dim, True)
     values = take_along_dim(x, indices, dim)
@@ -396,7 +426,9 @@ def reshape(backend: Any, x: Array, shape: tuple[int, ...]) -> Any:
 
 def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Dimensions start_dim to end_dim as one."""
-    start, end = (_axes(x, (start_dim, end_dim))) if x.ndim else (0, -1)
+    start, end = (_axes(x, (start_dim, end_dim))) if x.ndim else (0, 0)
+    if start > end:
+        raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
 
 
@@ -409,6 +441,8 @@ def squeeze(x: Tensor, dim: Any = None) -> Tensor:
 def unsqueeze(x: Tensor, dim: int) -> Tensor:
     """With a new dimension of size 1 at `dim`."""
     at = dim + x.ndim + 1 if dim < 0 else dim
+    if not 0 <= at <= x.ndim:
+        raise IndexError(f"unsqueeze: no place for a dimension {dim} in a tensor with {x.ndim} dimensions")
     return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
 
 
@@ -483,18 +517,20 @@ def _pad_constant(backend: Any, x: Array, widths: Sequence[tuple[int, int]], val
     return backend.xp.pad(x, widths, constant_values=value), lambda g: g[inside]
 
 
-def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """Wider at both ends of the last dimensions: pad = (left, right, top, bottom, ...), last dimension first.
 
-    mode: "constant" (with `value`; negative widths cut off), "reflect", "replicate" or "circular". ValueError for
-    another mode or an odd number of widths.
+    mode: "constant" (with `value`, by default 0; negative widths cut off), "reflect", "replicate" or "circular".
+    ValueError for another mode, an odd number of widths, or more cut off than there is.
     """
     modes = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-    if mode not in modes or len(pad) % 2 or len(pad) > 2 * x.ndim:
+    if mode not in modes or not isinstance(pad, tuple | list) or len(pad) % 2 or len(pad) > 2 * x.ndim:
         raise ValueError(
             f"pad: widths in pairs for at most {x.ndim} dimensions and a mode of {list(modes)}, not {pad}, {mode!r}"
         )
     pairs = [(0, 0)] * (x.ndim - len(pad) // 2) + [(pad[k], pad[k + 1]) for k in range(len(pad) - 2, -1, -2)]
+    if any(n + a + b < 0 or n + a < 0 or n + b < 0 for (a, b), n in zip(pairs, x.shape, strict=True)):
+        raise ValueError(f"pad: widths {tuple(pad)} cut off more than there is of {x.shape}")
     if mode == "constant":
         if builtins.min(pad, default=0) < 0:
             x = x[
@@ -503,7 +539,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.
                     for (a, b), n in zip(pairs, x.shape, strict=True)
                 )
             ]
-        return _pad_constant(x, [(builtins.max(a, 0), builtins.max(b, 0)) for a, b in pairs], value)
+        return _pad_constant(x, [(builtins.max(a, 0), builtins.max(b, 0)) for a, b in pairs], value or 0)
     for k, (a, b) in enumerate(pairs):
         if a or b:  # the same padding of the positions says where each element comes from
             x = x[(slice(None),) * k + (np.pad(np.arange(x.shape[k]), (a, b), mode=modes[mode]),)]  # type: ignore[call-overload]
@@ -548,6 +584,10 @@ def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None) -> 
         raise ValueError(f"linear: input of shape {x.shape} does not fit a weight of shape {weight.shape} (out, in)")
     if x.dtype != weight.dtype:
         raise TypeError(f"linear: input is {x.dtype} but weight is {weight.dtype}: convert one with astype")
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
+        raise ValueError(
+            f"linear: bias is {bias.shape} {bias.dtype}, expected {weight.shape[:1]} {weight.dtype} as the weight"
+        )
     y = x @ weight.T
     if bias is not None:
         y += bias
@@ -560,6 +600,7 @@ def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None) -> 
 @op
 def softmax(backend: Any, x: Array, dim: int = -1) -> Any:
     """y = eˣ/Σ eˣ along `dim`;  ∂L/∂x = y·(g − Σ g·y)."""
+    _check_floating("softmax", x)
     e = backend.xp.exp(x - x.max(axis=dim, keepdims=True))  # the largest exponent is 0: no overflow
     y = e / e.sum(axis=dim, keepdims=True)
     return y, lambda g: y * (g - (g * y).sum(axis=dim, keepdims=True))
@@ -568,6 +609,7 @@ def softmax(backend: Any, x: Array, dim: int = -1) -> Any:
 @op
 def log_softmax(backend: Any, x: Array, dim: int = -1) -> Any:
     """y = x − log Σ eˣ along `dim`;  ∂L/∂x = g − eʸ·Σ g."""
+    _check_floating("log_softmax", x)
     shifted = x - x.max(axis=dim, keepdims=True)
     y = shifted - backend.xp.log(backend.xp.exp(shifted).sum(axis=dim, keepdims=True))
     return y, lambda g: g - backend.xp.exp(y) * g.sum(axis=dim, keepdims=True)
@@ -578,13 +620,15 @@ def log_softmax(backend: Any, x: Array, dim: int = -1) -> Any:
 
 def _pair(value: Any, name: str, least: int) -> tuple[int, int]:
     """An option of the two image axes as (h, w); ValueError below `least`."""
-    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in pair):
         raise ValueError(f"{name} is a whole number, or a pair of them, of at least {least}, not {value!r}")
     return int(pair[0]), int(pair[1])
 
 
 def _conv_options(stride: Any, padding: Any, dilation: Any, groups: int) -> dict[str, Any]:
+    if not isinstance(groups, int | np.integer) or groups < 1:
+        raise ValueError(f"groups is a whole number of at least 1, not {groups!r}")
     # fmt: off
     return {"stride": _pair(stride, "stride", 1), "padding": _pair(padding, "padding", 0),
             "dilation": _pair(dilation, "dilation", 1), "groups": int(groups)}
@@ -667,9 +711,16 @@ def conv_transpose2d(
         raise ValueError(
             f"conv_transpose2d: input {x.shape} (N, C, H, W) does not fit weight {weight.shape} (C, O/groups, KH, KW)"
         )
-    if bias is not None and bias.shape != (weight.shape[1] * groups,):
-        raise ValueError(f"conv_transpose2d: bias has shape {bias.shape}, expected ({weight.shape[1] * groups},)")
     options = _conv_options(stride, padding, dilation, groups)
+    if x.shape[1] % groups:
+        raise ValueError(
+            f"conv_transpose2d: {groups} groups do not divide the {x.shape[1]} channels of input {x.shape}"
+        )
+    if bias is not None and (bias.shape != (weight.shape[1] * groups,) or bias.dtype != weight.dtype):
+        raise ValueError(
+            f"conv_transpose2d: bias is {bias.shape} {bias.dtype}, "
+            f"expected ({weight.shape[1] * groups},) {weight.dtype} as the weight"
+        )
     extra = _pair(output_padding, "output_padding", 0)
     size = []
     for k in (0, 1):
@@ -697,7 +748,7 @@ def _flat(value: Any, neutral: int) -> Any:
     """A 1-D option as the pair for an image of height 1."""
     if isinstance(value, str):
         return value
-    return neutral, int(value[0] if isinstance(value, tuple | list) else value)
+    return neutral, value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
 
 
 def conv1d(
@@ -832,6 +883,9 @@ def avg_pool2d(
     """
     if x.ndim != 4:
         raise ValueError(f"avg_pool2d: input must be (N, C, H, W), not {x.shape}")
+    _check_floating("avg_pool2d", x)
+    if divisor_override == 0:
+        raise ValueError("avg_pool2d: divisor_override must not be 0")
     options = _pool_options(kernel_size, stride, padding)
     counts, room = [], []
     for n, k, s, p in zip(x.shape[2:], options["kernel_size"], options["stride"], options["padding"], strict=True):
@@ -888,20 +942,27 @@ def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
     """The mean over windows that give `output_size`: (OH, OW) or one number for both, None to keep a size."""
     if x.ndim != 4:
         raise ValueError(f"adaptive_avg_pool2d: input must be (N, C, H, W), not {x.shape}")
-    wanted = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    size = [n if m is None else m for m, n in zip(wanted, x.shape[2:], strict=True)]
+    _check_floating("adaptive_avg_pool2d", x)
+    wanted = list(output_size) if isinstance(output_size, tuple | list) else [output_size] * 2
+    given = [n if m is None else m for m, n in zip(wanted, x.shape[2:], strict=False)]
+    size = list(_pair(given if len(wanted) == 2 else output_size, "output_size", 0))
     if size == [1, 1]:
         return mean(x, (2, 3), keepdim=True)
     return _resample(x, *(_means(n, m) for n, m in zip(x.shape[2:], size, strict=True)))
 
 
-def _interpolation(n: int, m: int, mode: str, align_corners: bool, scale: float | None) -> np.ndarray[Any, Any]:
+def _interpolation(
+    n: int, m: int, mode: str, align_corners: bool, scale: float | None, dtype: Any
+) -> np.ndarray[Any, Any]:
     """(m, n): row i holds the weights of the input pixels in output pixel i."""
+    if m == n or (mode == "nearest" and m == 2 * n):  # whatever the scale, as in torch
+        return np.repeat(np.eye(n), m // n, axis=0)
     step = 1 / scale if scale else n / m
     i = np.arange(m)
     out = np.zeros((m, n))
-    if mode == "nearest":
-        out[i, np.minimum((i * step).astype(int), n - 1)] = 1
+    if mode == "nearest":  # in the image's dtype, as in torch: in another, rounding may choose the neighbour
+        position = i * step if dtype == np.float64 else i.astype(np.float32) * np.float32(step)
+        out[i, np.minimum(position.astype(np.float32).astype(int), n - 1)] = 1
         return out
     corners = (n - 1) / (m - 1) if m > 1 else 0.0
     position = i * corners if align_corners else np.maximum((i + 0.5) * step - 0.5, 0)
@@ -926,17 +987,26 @@ def interpolate(
         raise ValueError(f"interpolate: mode 'nearest' or 'bilinear' (align_corners with bilinear only), not {mode!r}")
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate: give either size or scale_factor")
+    if mode == "bilinear":
+        _check_floating("interpolate", x)
     if size is None:
-        scales = (scale_factor,) * 2 if isinstance(scale_factor, int | float) else tuple(scale_factor)
+        scales = tuple(scale_factor) if isinstance(scale_factor, tuple | list) else (scale_factor,) * 2
+        if len(scales) != 2 or not all(0 < s < math.inf for s in scales):
+            raise ValueError(f"interpolate: scale_factor is a positive number, or a pair of them, not {scale_factor!r}")
         sizes = tuple(int(n * s) for n, s in zip(x.shape[2:], scales, strict=True))
     else:
-        scales, sizes = (None, None), (size, size) if isinstance(size, int) else tuple(size)
+        scales, sizes = (None, None), _pair(size, "interpolate: size", 1)
     if builtins.min(sizes) < 1:
         raise ValueError(f"interpolate: output size {sizes} has no pixel")
-    if mode == "nearest" and all(m % n == 0 for n, m in zip(x.shape[2:], sizes, strict=True)):
+    # torch takes 1/scale as the step, unless the size stays or doubles exactly
+    whole = all(
+        m % n == 0 and (s is None or s == m // n or m // n < 3)
+        for n, m, s in zip(x.shape[2:], sizes, scales, strict=True)
+    )
+    if mode == "nearest" and whole:
         return _repeat(x, tuple(m // n for n, m in zip(x.shape[2:], sizes, strict=True)))
     axes = zip(x.shape[2:], sizes, scales, strict=True)
-    return _resample(x, *(_interpolation(n, m, mode, align_corners, s) for n, m, s in axes))
+    return _resample(x, *(_interpolation(n, m, mode, align_corners, s, x.dtype) for n, m, s in axes))
 
 
 # === normalisation and dropout =======================================================================================
@@ -982,6 +1052,8 @@ def batch_norm(
     """
     if x.ndim < 2:
         raise ValueError(f"batch_norm: input must be (N, C, ...), not {x.shape}")
+    if isinstance(running_mean, Tensor) and isinstance(running_var, Tensor):
+        running_mean, running_var = running_mean.data, running_var.data
     for name, a in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
         if a is not None and tuple(a.shape) != (x.shape[1],):
             raise ValueError(
@@ -1010,9 +1082,12 @@ def layer_norm(
     x: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """Each sample scaled to mean 0, variance 1 over its last dimensions `normalized_shape`. Ba et al. 2016, eq. 4."""
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
     if x.shape[x.ndim - len(shape) :] != shape:
         raise ValueError(f"layer_norm: input {x.shape} does not end in {shape}")
+    for name, a in (("weight", weight), ("bias", bias)):
+        if a is not None and a.shape != shape:
+            raise ValueError(f"layer_norm: {name} has shape {a.shape}, expected {shape}")
     return _normalize(x, weight, bias, tuple(range(x.ndim - len(shape), x.ndim)), eps)
 
 
@@ -1027,14 +1102,16 @@ def local_response_norm(
     """
     if size < 1 or x.ndim < 3:
         raise ValueError(f"local_response_norm: size >= 1 and input (N, C, ...) are needed, not {size} and {x.shape}")
-    xp = backend.xp
 
     def window(a: Array, before: int, after: int) -> Array:
-        """Σ of a over the channels c − before .. c + after, from the differences of running sums."""
-        total = xp.zeros((a.shape[0], a.shape[1] + 1, *a.shape[2:]), a.dtype)
-        xp.cumsum(a, axis=1, out=total[:, 1:])
-        c = np.arange(a.shape[1])
-        return total[:, np.minimum(c + after + 1, len(c))] - total[:, np.maximum(c - before, 0)]
+        """Σ of a over the channels c − before .. c + after, one by one: differences of running sums lose digits."""
+        total = a.copy()
+        for s in range(1, builtins.min(builtins.max(before, after) + 1, a.shape[1])):
+            if s <= before:
+                total[:, s:] += a[:, :-s]
+            if s <= after:
+                total[:, :-s] += a[:, s:]
+        return total
 
     before, after = size // 2, (size - 1) // 2
     d = k + (alpha / size) * window(x * x, before, after)
@@ -1099,7 +1176,7 @@ def _huber(backend: Any, d: Array, delta: float) -> Any:
 
 def huber_loss(x: Tensor, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """½d² for |d| ≤ δ, else δ(|d| − ½δ), with d = x − target: quadratic near zero, linear for outliers. Huber 1964."""
-    if delta <= 0:
+    if not delta > 0:
         raise ValueError(f"huber_loss: delta must be positive, not {delta}")
     return _reduce(_huber(_difference("huber_loss", x, target), delta), reduction)
 
@@ -1182,6 +1259,9 @@ def binary_cross_entropy_with_logits(
     t = target if isinstance(target, Tensor) else Tensor(target)
     if x.shape != t.shape:
         raise ValueError(f"binary_cross_entropy_with_logits: input {x.shape} and target {t.shape} must have one shape")
+    weight, pos_weight = (
+        w if w is None or isinstance(w, Tensor) else Tensor(w, dtype=x.dtype) for w in (weight, pos_weight)
+    )
     log_odds = softplus(-x, threshold=math.inf)  # −log σ(x);  −log(1 − σ(x)) = x + that
     factor = 1.0 if pos_weight is None else (pos_weight - 1) * t + 1
     loss = (1 - t) * x + factor * log_odds

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 
 import numpy as np
@@ -263,6 +265,56 @@ def test_integers_divide_to_float32() -> None:
     assert (Tensor([1, 2]) / 2).dtype == np.float32 and F.exp(Tensor([1, 2])).dtype == np.float32
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, bool])
+def test_functions_of_integers_are_float32(dtype) -> None:
+    x = np.array([0, 1], dtype)
+    assert F.exp(Tensor(x)).dtype == F.sqrt(Tensor(x)).dtype == F.sigmoid(Tensor(x)).dtype == np.float32
+    assert np.allclose(F.exp(Tensor(x)).data, np.exp([0.0, 1.0]), rtol=1e-6)
+    assert np.allclose(F.sigmoid(Tensor(x)).data, [0.5, 1 / (1 + np.exp(-1))], rtol=1e-6)
+    assert np.allclose(F.softplus(Tensor(x)).data, np.log1p(np.exp([0.0, 1.0])), rtol=1e-6)
+
+
+def test_gradients_of_files_byte_orders() -> None:
+    a = Tensor(np.array([1.0, 2.0], ">f4"), requires_grad=True)
+    F.exp(a).sum().backward()
+    assert a.dtype == np.float32 and a.dtype.isnative and np.allclose(a.grad, np.exp([1, 2]))
+
+
+def test_the_given_gradient_takes_the_tensors_dtype() -> None:
+    a = leaf(1.0, 2.0, dtype=np.float32)
+    a.backward(Tensor(np.ones(2)))
+    (a * 2).backward(Tensor(np.ones(2)))
+    assert a.grad.dtype == np.float32 and np.array_equal(a.grad, [3, 3])
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+def test_a_copy_is_a_leaf_of_its_own(duplicate) -> None:
+    a = leaf(1.0, 2.0)
+    b = duplicate(a)
+    (a * 3 + b * 5).sum().backward()
+    assert a.grad.tolist() == [3, 3] and b.grad.tolist() == [5, 5]
+
+
+def test_numpy_integers_name_dimensions_and_sizes() -> None:
+    x, two = Tensor(np.ones((1, 1, 4, 4))), np.int64(2)
+    assert F.sum(x, dim=two).shape == (1, 1, 4) and F.interpolate(x, size=two).shape == (1, 1, 2, 2)
+    assert F.interpolate(x, scale_factor=np.float32(2)).shape == (1, 1, 8, 8)
+    assert F.adaptive_avg_pool2d(x, two).shape == (1, 1, 2, 2) and F.layer_norm(x, np.int64(4)).shape == x.shape
+
+
+def test_weights_of_the_logits_loss_are_numbers_or_lists() -> None:
+    x = Tensor([0.5, -1.0])
+    values = [F.binary_cross_entropy_with_logits(x, [1, 0], pos_weight=w) for w in (2.0, [2.0, 2.0], np.array([2, 2]))]
+    assert len({v.item() for v in values}) == 1 and {v.dtype for v in values} == {np.dtype(np.float32)}
+
+
+def test_batch_norm_moves_running_statistics_in_tensors() -> None:
+    mean, var = Tensor(np.zeros(1)), Tensor(np.ones(1))
+    F.batch_norm(Tensor(np.array([[1.0], [3.0]])), mean, var, training=True)
+    assert mean.item() == pytest.approx(0.2) and var.item() == pytest.approx(1.1)
+    assert F.batch_norm(Tensor(np.ones((2, 1))), mean, var).shape == (2, 1)
+
+
 def test_comparisons_and_truth() -> None:
     a = Tensor([1.0, 2.0, 3.0])
     assert (a > 2).tolist() == [False, False, True] and (a == 2).tolist() == [False, True, False]
@@ -353,6 +405,51 @@ def test_birth_order_is_a_counter() -> None:
         (lambda: F.clip(leaf(1.0)), ValueError, "min, max"),
         (lambda: F.stack([leaf(1.0), leaf(1.0, 2.0)]), ValueError, "equal shapes"),
         (lambda: F.concatenate([]), ValueError, "at least one"),
+        (lambda: F.max(Tensor(np.ones((2, 3))), dmi=1), TypeError, "dmi"),
+        (lambda: F.max(leaf(1.0), leaf(2.0)), TypeError, "maximum"),
+        (lambda: F.unsqueeze(leaf(1.0, 2.0), 2), IndexError, "no place"),
+        (lambda: F.unsqueeze(leaf(1.0, 2.0), -3), IndexError, "no place"),
+        (lambda: F.flatten(Tensor(np.ones((2, 3, 4))), 2, 1), ValueError, "comes after"),
+        (lambda: F.pad(leaf(1.0, 2.0, 3.0), (0, -5)), ValueError, "more than there is"),
+        (lambda: F.pad(leaf(1.0), 1), ValueError, "pairs"),
+        (lambda: F.gelu(Tensor([1, 2])), TypeError, "gelu needs floating-point"),
+        (lambda: F.softmax(Tensor(np.array([0, 1], np.uint8))), TypeError, "softmax needs floating-point"),
+        (lambda: F.log_softmax(Tensor(np.array([0, 1], np.uint8))), TypeError, "log_softmax needs floating-point"),
+        (lambda: F.adaptive_avg_pool2d(Tensor(np.ones((1, 1, 4, 4), int)), 2), TypeError, "floating-point"),
+        (lambda: F.adaptive_avg_pool2d(Tensor(np.ones((1, 1, 4, 4))), (3,)), ValueError, "output_size"),
+        (lambda: F.avg_pool2d(Tensor(np.ones((1, 1, 4, 4), int)), 2), TypeError, "floating-point"),
+        (lambda: F.avg_pool2d(Tensor(np.ones((1, 1, 4, 4))), 2, divisor_override=0), ValueError, "divisor"),
+        (
+            lambda: F.interpolate(Tensor(np.ones((1, 1, 4, 4), int)), 2, mode="bilinear"),
+            TypeError,
+            "floating-point",
+        ),
+        (lambda: F.interpolate(Tensor(np.ones((1, 1, 2, 2))), 2.5), ValueError, "whole number"),
+        (lambda: F.interpolate(Tensor(np.ones((1, 1, 2, 2))), scale_factor=np.nan), ValueError, "scale_factor"),
+        (
+            lambda: F.linear(Tensor(np.ones((4, 3))), Tensor(np.ones((4, 3))), Tensor(np.ones((4, 1)))),
+            ValueError,
+            "bias",
+        ),
+        (
+            lambda: F.linear(Tensor(np.ones((4, 3))), Tensor(np.ones((4, 3))), Tensor(np.ones(4, "f"))),
+            ValueError,
+            "bias",
+        ),
+        (lambda: F.conv1d(Tensor(np.ones((1, 1, 5))), Tensor(np.ones((1, 1, 3))), stride=1.5), ValueError, "stride"),
+        (
+            lambda: F.conv1d(Tensor(np.ones((1, 1, 5))), Tensor(np.ones((1, 1, 3))), groups=1.5),
+            ValueError,
+            "groups",
+        ),
+        (
+            lambda: F.conv_transpose1d(Tensor(np.ones((1, 2, 5))), Tensor(np.ones((2, 1, 3))), groups=3),
+            ValueError,
+            "groups",
+        ),
+        (lambda: F.layer_norm(Tensor(np.ones((2, 3))), 3, Tensor(np.ones((2, 3)))), ValueError, "weight has shape"),
+        (lambda: F.huber_loss(leaf(1.0), [2.0], delta=np.nan), ValueError, "delta"),
+        (lambda: copy.deepcopy(leaf(1.0) * 2), RuntimeError, "only a leaf"),
         (lambda: F.layer_norm(Tensor(np.ones((2, 3))), 4), ValueError, "does not end in"),
         (lambda: F.batch_norm(Tensor(np.ones((1, 3))), None, None, training=True), ValueError, "more than one value"),
         (lambda: gradcheck(F.exp, [np.ones(2, "f")]), TypeError, "float64"),
