@@ -84,7 +84,7 @@ class Checkpoint:
             if scheduler is not None:
                 scheduler.load_state_dict(self._state("scheduler", self.scheduler))
             states = {name: self._state(f"random generator {name!r}", self.rngs.get(name)) for name in rngs}
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # the last three: not what minidl writes
             model.load_state_dict(before)
             raise ValueError(f"{self.path}: {error}") from None
         for name, rng in rngs.items():
@@ -110,7 +110,8 @@ def save(
     """Write one safetensors file, replacing an older one at once: a model (or its state_dict) and what else is given.
 
     `meta` is yours and JSON: what a later prediction must know, such as class names. `extra` may also hold arrays.
-    Raises TypeError for what JSON cannot hold, OSError where writing is not allowed; the older file then stays.
+    Raises TypeError for what JSON (where keys are strings) or safetensors cannot hold, OSError where writing is not
+    allowed; the older file then stays.
     """
     from safetensors.numpy import save as to_bytes
 
@@ -125,6 +126,9 @@ def save(
     arrays = dict(model if isinstance(model, Mapping) else model.state_dict())
     header = json.dumps({name: _take_arrays(value, name, arrays) for name, value in rest.items()})
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # safetensors writes raw memory
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} is an array of {array.dtype}: only numbers and booleans can be saved")
     with atomic_write(path) as part:
         part.write_bytes(to_bytes(arrays, {"minidl": header}))  # save_file would leave a file of its own if killed
 
@@ -142,6 +146,8 @@ def load(path: StrPath) -> Checkpoint:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get("minidl", "{}"))
+            if not isinstance(header, dict):
+                raise ValueError("its entry minidl is no JSON object")
             arrays = {name: np.array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file of NumPy's types: {error}") from None
@@ -168,6 +174,8 @@ def _take_arrays(value: Any, name: str, arrays: dict[str, Array]) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"{name} has the key {wrong[0]!r}: JSON keys are strings")
         return {key: _take_arrays(item, f"{name}/{key}", arrays) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_take_arrays(item, f"{name}/{i}", arrays) for i, item in enumerate(value)]

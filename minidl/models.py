@@ -203,6 +203,7 @@ class UNet(nn.Module):
     def __init__(
         self, in_channels: int = 1, classes: int = 2, width: int = 16, depth: int = 3, *, rng: Rng = None
     ) -> None:
+        nn._positive(width=width, depth=depth)
         widths = [width * 2**k for k in range(depth + 1)]
         self.depth = depth
         self.pool = nn.MaxPool2d(2)

@@ -101,7 +101,7 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take the arrays of `state`, converted to the dtypes here. Everything is checked before anything changes.
 
-        ValueError names missing and unexpected keys (`strict` only) and arrays of a wrong shape.
+        ValueError names missing and unexpected keys (`strict` only) and arrays of a wrong shape or no real numbers.
         """
         mine = {name: (module, attribute) for name, module, attribute in self._named_arrays()}
         wrong = []
@@ -113,6 +113,8 @@ class Module:
             shape = getattr(*mine[name]).shape
             if array.shape != shape:
                 wrong.append(f"{name} has shape {array.shape}, expected {shape}")
+            elif array.dtype.kind not in "fiub":
+                wrong.append(f"{name} is {array.dtype}, no real numbers")
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise ValueError(f"these weights do not fit {type(self).__name__}: {'; '.join(wrong[:5])}{more}")

@@ -30,7 +30,7 @@ class Optimizer:
     """
 
     def __init__(self, params: Iterable[Tensor] | Iterable[Mapping[str, Any]], **options: Any) -> None:
-        if isinstance(params, Tensor | Mapping | set):
+        if isinstance(params, Tensor | Mapping | set) or not isinstance(params, Iterable):
             raise TypeError("params must be an ordered iterable of parameters, such as model.parameters() or [w, b]")
         self.defaults = options
         self.param_groups: list[dict[str, Any]] = []
@@ -86,9 +86,13 @@ class Optimizer:
 
         Raises ValueError, and changes nothing, if groups, options or shapes do not fit.
         """
+        if missing := {"param_groups", "state"} - state_dict.keys():
+            raise ValueError(f"this is no optimiser's state: it lacks {sorted(missing)[0]}")
         params, groups, states = self._params(), state_dict["param_groups"], state_dict["state"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             raise ValueError("the saved optimiser has other parameter groups than this one")
+        if len(states) != len(params):
+            raise ValueError(f"the saved optimiser has {len(states)} parameters, this one {len(params)}")
         for saved in groups:
             if missing := self.defaults.keys() - saved.keys():
                 raise ValueError(f"the saved optimiser is no {type(self).__name__}: it lacks {sorted(missing)[0]}")
@@ -111,8 +115,9 @@ class Optimizer:
     def _check(self, **options: Any) -> None:
         """Raise ValueError for an option out of range; NaN is out of every range."""
         for name, value in options.items():
-            if name in ("lr", "momentum", "weight_decay", "eps") and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number >= 0, got {value}")
+            number = isinstance(value, int | float)
+            if name in ("lr", "momentum", "weight_decay", "eps") and not (number and 0 <= value < math.inf):
+                raise ValueError(f"{name} must be a number >= 0, got {value!r}")
             if name == "alpha" and not 0 <= value < 1:
                 raise ValueError(f"alpha must lie in [0, 1), got {value}")
             if name == "betas" and not (

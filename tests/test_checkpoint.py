@@ -189,3 +189,27 @@ def test_a_folder_without_write_permission(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(PermissionError, match="cannot write here"):
         checkpoint.save(tmp_path / "file", make())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"meta": {"classes": {0: "O"}}}, "key 0"), ({"extra": {"names": np.array(["a"])}}, "extra/names is an array of")],
+)
+def test_what_would_come_back_changed_is_not_saved(tmp_path, options, words):
+    with pytest.raises(TypeError, match=words):
+        checkpoint.save(tmp_path / "a.safetensors", {"w": np.ones(2)}, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_foreign_header_is_named_and_changes_nothing(tmp_path):
+    from safetensors.numpy import save_file
+
+    path, model = tmp_path / "a.safetensors", nn.Linear(2, 1)
+    save_file({"w": np.ones(2)}, path, {"minidl": "[]"})
+    with pytest.raises(ValueError, match="no JSON object"):
+        checkpoint.load(path)
+    before = model.state_dict()
+    save_file({name: a + 1 for name, a in before.items()}, path, {"minidl": '{"optimizer": {"a": 1}}'})
+    with pytest.raises(ValueError, match="lacks param_groups"):
+        checkpoint.load(path).restore(model, optimizer=optim.Adam(model.parameters()))
+    assert all(np.array_equal(a, before[name]) for name, a in model.state_dict().items())

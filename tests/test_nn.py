@@ -234,6 +234,10 @@ def test_one_seed_one_network_and_torchs_bounds() -> None:
         (lambda: models.ConvAutoencoder(581), "divisible"),
         (lambda: models.AlexNet(image_size=8), "kernel"),
         (lambda: models.AlexNet(image_size=150, width=0.05, hidden=4, weights="zero"), "kaiming"),
+        (lambda: models.UNet(depth=-1), "depth"),
+        (lambda: models.UNet(depth=2.5), "depth"),
+        (lambda: nn.Linear(1, 1).load_state_dict({"weight": np.ones((1, 1)), "bias": np.array(["a"])}), "no real"),
+        (lambda: nn.Linear(1, 1).load_state_dict({"weight": np.ones((1, 1)), "bias": np.ones(1) * 1j}), "no real"),
         (lambda: models.UNet(depth=3)(image(1, 1, 20, 20)), "divisible by 8"),
     ],
 )
