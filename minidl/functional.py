@@ -1012,17 +1012,24 @@ def interpolate(
 # === normalisation and dropout =======================================================================================
 
 
+def _moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Mean and variance over `axes`, kept with size 1, of a tensor or an array."""
+    x = x.data if isinstance(x, Tensor) else x
+    mean = x.mean(axis=axes, keepdims=True)
+    centred = x - mean
+    return mean, (centred * centred).mean(axis=axes, keepdims=True)
+
+
 @op
 def _normalize(
-    backend: Any, x: Array, weight: Array | None, bias: Array | None, axes: tuple[int, ...], eps: float
+    backend: Any, x: Array, weight: Array | None, bias: Array | None, mean: Any, var: Any, axes: Any, eps: float
 ) -> Any:
-    """y = weight·x̂ + bias with x̂ = (x − mean)/√(variance + ε) over `axes`; weight and bias broadcast against x.
+    """y = weight·x̂ + bias with x̂ = (x − mean)/√(variance + ε), the moments over `axes`; weight and bias broadcast.
 
     ∂L/∂x = (ĝ − mean ĝ − x̂·mean(ĝ·x̂))/√(variance + ε) with ĝ = g·weight. Ioffe & Szegedy 2015, section 3.
     """
-    centred = x - x.mean(axis=axes, keepdims=True)
-    inverse = 1 / backend.xp.sqrt((centred * centred).mean(axis=axes, keepdims=True) + eps)
-    unit = centred * inverse
+    inverse = 1 / backend.xp.sqrt(var + eps)
+    unit = (x - mean) * inverse
     y = unit if weight is None else unit * weight
     if bias is not None:
         y = y + bias
@@ -1068,10 +1075,11 @@ def batch_norm(
             raise ValueError(
                 f"batch_norm: more than one value per channel is needed to train, input has shape {x.shape}"
             )
+        mean, var = _moments(x, axes)
         if training and running_mean is not None and running_var is not None:
-            running_mean += momentum * (x.data.mean(axis=axes) - running_mean)
-            running_var += momentum * (x.data.var(axis=axes) * (count / (count - 1)) - running_var)
-        return _normalize(x, w, b, axes, eps)
+            running_mean += momentum * (mean.ravel() - running_mean)
+            running_var += momentum * (var.ravel() * (count / (count - 1)) - running_var)
+        return _normalize(x, w, b, mean, var, axes, eps)
     scale = 1 / get_backend().xp.sqrt(running_var + eps).reshape(channels)
     scale = scale if w is None else w * scale
     shift = scale * -running_mean.reshape(channels)
@@ -1088,7 +1096,8 @@ def layer_norm(
     for name, a in (("weight", weight), ("bias", bias)):
         if a is not None and a.shape != shape:
             raise ValueError(f"layer_norm: {name} has shape {a.shape}, expected {shape}")
-    return _normalize(x, weight, bias, tuple(range(x.ndim - len(shape), x.ndim)), eps)
+    axes = tuple(range(x.ndim - len(shape), x.ndim))
+    return _normalize(x, weight, bias, *_moments(x, axes), axes, eps)
 
 
 @op

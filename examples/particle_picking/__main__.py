@@ -13,9 +13,9 @@ from examples.common import (
     add_command,
     add_output,
     add_threads,
+    check_file,
     check_folder,
     data_folder,
-    refuse_existing,
     run_command,
     seed,
     use_threads,
@@ -156,8 +156,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(args: argparse.Namespace, collection: Collection) -> int:
     from examples.particle_picking import data, network
 
-    if not args.resume:
-        refuse_existing(args.out, args.overwrite)
+    check_file(args.out, args.overwrite or args.resume)
     if args.out.suffix != ".safetensors" or args.out.is_dir():
         raise InputError(f"--out {args.out}: weights are a .safetensors file")
     args.out.parent.mkdir(parents=True, exist_ok=True)
