@@ -6,13 +6,16 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <optional>
 #include <string>
 
-#include "cpu/conv2d.hpp"
+#include "cpu/kernels.hpp"
 #include "cpu/max_pool2d.hpp"
+#include "cpu/plan.hpp"
 
 namespace py = pybind11;
 using namespace minidl;
@@ -116,6 +119,64 @@ Conv check_conv(const Shape& x, const Shape& w, Pair stride, Pair padding, Pair 
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::array::forcecast>;
 
+// --- arrays -------------------------------------------------------------------------------------------------------
+
+// A new array in memory of the pool, to which it returns when Python forgets it. Strides in elements, C order by default.
+template <class T>
+py::array pooled(const Shape& shape, Shape strides = {}) {
+    py::ssize_t count = 1;
+    for (const py::ssize_t size : shape) count *= size;
+    if (strides.empty()) {
+        py::ssize_t step = count;
+        for (const py::ssize_t size : shape) strides.push_back(step = size ? step / size : 0);
+    }
+    for (py::ssize_t& stride : strides) stride *= sizeof(T);
+    T* data = static_cast<T*>(acquire(count * sizeof(T)));
+    return py::array(py::dtype::of<T>(), shape, strides, data, py::capsule(data, release));
+}
+
+// A new (N, C, H, W) array with the channels innermost in memory.
+template <class T>
+struct ImagesOut {
+    py::array array;
+    Image<T> view;
+    ImagesOut(Index n, Index c, Index h, Index w)
+        : array(pooled<T>({n, c, h, w}, {h * w * c, 1, w * c, c})),
+          view{static_cast<T*>(array.mutable_data()), n, c, h, w, c} {}
+};
+
+// An (N, C, H, W) array as kernels want it: itself where its channels are innermost, else a copy.
+template <class T>
+struct ImagesIn {
+    py::array array; // keeps what the view looks at
+    Image<const T> view;
+    ImagesIn(const py::array& a, int threads) : array(a) {
+        const Index n = a.shape(0), c = a.shape(1), h = a.shape(2), w = a.shape(3), unit = sizeof(T);
+        const Index along = a.strides(1), pitch = w > 1 ? a.strides(3) : h > 1 ? a.strides(2) : n > 1 ? a.strides(0) : c * unit;
+        const bool aligned = reinterpret_cast<std::uintptr_t>(a.data()) % unit == 0;
+        const bool ready = aligned && pitch % unit == 0 && pitch >= c * unit && (c == 1 || along == unit)
+            && (h == 1 || a.strides(2) == w * pitch) && (n == 1 || a.strides(0) == h * w * pitch);
+        if (ready) {
+            view = {static_cast<const T*>(a.data()), n, c, h, w, pitch / unit};
+            return;
+        }
+        bool whole = aligned; // strides in whole elements
+        for (int d = 0; d < 4; ++d) whole &= a.strides(d) % unit == 0;
+        const py::array source = whole ? a : py::array(Array<T>(a));
+        const ImagesOut<T> copy(n, c, h, w);
+        const Index strides[4] = {source.strides(0) / unit, source.strides(1) / unit, source.strides(2) / unit,
+                                  source.strides(3) / unit};
+        const T* from = static_cast<const T*>(source.data());
+        const Kernels<T>& k = current_level().of(T());
+        {
+            py::gil_scoped_release release;
+            k.to_channels_last(threads, from, strides, copy.view);
+        }
+        array = copy.array;
+        view = {copy.view.data, n, c, h, w, c};
+    }
+};
+
 // The GIL is back before the caller returns its array: returning may touch a reference count.
 template <class F>
 void without_gil(F f) {
@@ -141,39 +202,77 @@ auto dispatch(std::initializer_list<std::pair<const char*, py::array>> arrays, F
 
 // --- kernels ------------------------------------------------------------------------------------------------------
 
+// --- convolution: the plan (plan.hpp) says which algorithm, here it is called
+
+std::atomic<Mode> conv_mode{Mode::automatic};
+
+constexpr std::pair<const char*, Mode> modes[] = {
+    {"auto", Mode::automatic}, {"direct", Mode::direct}, {"winograd", Mode::winograd}, {"exact", Mode::exact}};
+
+template <class T>
+void forward(const Level& level, int threads, const Conv& s, Image<const T> x, const T* w, const T* b, Activation activation,
+             Image<T> y) {
+    level.of(T()).direct_conv2d(threads, s, x, w, b, activation, y);
+}
+
+template <class T>
+void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Image<T> dx) {
+    level.of(T()).direct_grad_x(threads, s, g, w, b, dx);
+}
+
+template <class T>
+void grad_w(const Level& level, int threads, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
+    level.of(T()).direct_grad_w(threads, s, g, x, dw);
+}
+
+// The exact mode: float32 arrays as float64, the same kernels, and one rounding at the end.
+template <class F>
+py::array in_double(F f, py::array& x, py::array& w, std::optional<py::array>& b) {
+    const auto wide = [](py::array& a) { a = a.attr("astype")("float64", "K"); };
+    wide(x), wide(w);
+    if (b) wide(*b);
+    return f().attr("astype")("float32", "K");
+}
+
+bool exact(const py::array& a) { return conv_mode == Mode::exact && py::isinstance<py::array_t<float>>(a); }
+
 py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair stride, Pair padding, Pair dilation, Index groups,
-                  Index threads) {
+                  bool relu, Index threads) {
     const Conv shape = check_conv(shape_of(x), shape_of(w), stride, padding, dilation, groups);
     if (b) expect("b", shape_of(*b), {shape.o});
     threads = check_threads(threads);
     const auto run = [&](auto zero) -> py::array {
         using T = decltype(zero);
-        const Array<T> xs(x), ws(w), bs(b ? *b : py::array_t<T>(0));
-        Array<T> y(Shape{shape.n, shape.o, shape.oh, shape.ow});
-        const T *px = xs.data(), *pw = ws.data(), *pb = b ? bs.data() : nullptr;
-        T* py_ = y.mutable_data();
+        const ImagesIn<T> xs(x, threads);
+        const Array<T> ws(w), bs(b ? *b : py::array_t<T>(0));
+        const ImagesOut<T> y(shape.n, shape.o, shape.oh, shape.ow);
+        const T *pw = ws.data(), *pb = b ? bs.data() : nullptr;
         const Level level = current_level();
-        without_gil([&] { conv2d(level, threads, shape, px, pw, pb, py_); });
-        return y;
+        without_gil([&] { forward(level, threads, shape, xs.view, pw, pb, relu ? Activation::relu : Activation::none, y.view); });
+        return y.array;
     };
-    return b ? dispatch({{"x", x}, {"w", w}, {"b", *b}}, run) : dispatch({{"x", x}, {"w", w}}, run);
+    const auto call = [&] { return b ? dispatch({{"x", x}, {"w", w}, {"b", *b}}, run) : dispatch({{"x", x}, {"w", w}}, run); };
+    return exact(x) && exact(w) ? in_double(call, x, w, b) : call();
 }
 
-py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, Pair stride, Pair padding, Pair dilation, Index groups,
-                         Index threads) {
+py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, std::optional<py::array> b, Pair stride, Pair padding,
+                         Pair dilation, Index groups, Index threads) {
     const Conv shape = check_conv(x_shape, shape_of(w), stride, padding, dilation, groups);
     expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
+    if (b) expect("b", shape_of(*b), {shape.c});
     threads = check_threads(threads);
-    return dispatch({{"g", g}, {"w", w}}, [&](auto zero) -> py::array {
+    const auto run = [&](auto zero) -> py::array {
         using T = decltype(zero);
-        const Array<T> gs(g), ws(w);
-        Array<T> dx(x_shape);
-        const T *pg = gs.data(), *pw = ws.data();
-        T* pdx = dx.mutable_data();
+        const ImagesIn<T> gs(g, threads);
+        const Array<T> ws(w), bs(b ? *b : py::array_t<T>(0));
+        const ImagesOut<T> dx(shape.n, shape.c, shape.h, shape.w);
+        const T *pw = ws.data(), *pb = b ? bs.data() : nullptr;
         const Level level = current_level();
-        without_gil([&] { conv2d_grad_x(level, threads, shape, pg, pw, pdx); });
-        return dx;
-    });
+        without_gil([&] { grad_x(level, threads, shape, gs.view, pw, pb, dx.view); });
+        return dx.array;
+    };
+    const auto call = [&] { return b ? dispatch({{"g", g}, {"w", w}, {"b", *b}}, run) : dispatch({{"g", g}, {"w", w}}, run); };
+    return exact(g) && exact(w) ? in_double(call, g, w, b) : call();
 }
 
 py::array conv2d_grad_w_(py::array g, py::array x, Shape w_shape, Pair stride, Pair padding, Pair dilation, Index groups,
@@ -181,16 +280,46 @@ py::array conv2d_grad_w_(py::array g, py::array x, Shape w_shape, Pair stride, P
     const Conv shape = check_conv(shape_of(x), w_shape, stride, padding, dilation, groups);
     expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
     threads = check_threads(threads);
-    return dispatch({{"g", g}, {"x", x}}, [&](auto zero) -> py::array {
+    std::optional<py::array> none;
+    const auto run = [&](auto zero) -> py::array {
         using T = decltype(zero);
-        const Array<T> gs(g), xs(x);
-        Array<T> dw(w_shape);
-        const T *pg = gs.data(), *px = xs.data();
-        T* pdw = dw.mutable_data();
+        const ImagesIn<T> gs(g, threads), xs(x, threads);
+        const py::array dw = pooled<T>(w_shape);
+        T* pdw = static_cast<T*>(const_cast<void*>(dw.data()));
         const Level level = current_level();
-        without_gil([&] { conv2d_grad_w(level, threads, shape, pg, px, pdw); });
+        without_gil([&] { grad_w(level, threads, shape, gs.view, xs.view, pdw); });
         return dw;
-    });
+    };
+    const auto call = [&] { return dispatch({{"g", g}, {"x", x}}, run); };
+    return exact(g) && exact(x) ? in_double(call, g, x, none) : call();
+}
+
+void set_conv_algorithm(const std::string& name) {
+    std::string names;
+    for (const auto& [known, mode] : modes) {
+        if (known == name) {
+            conv_mode = mode;
+            return;
+        }
+        names += (names.empty() ? "" : ", ") + std::string(known);
+    }
+    throw py::value_error("there is no convolution algorithm '" + name + "'; there are " + names);
+}
+
+std::string explain_conv(Shape x, Shape w, Pair stride, Pair padding, Pair dilation, Index groups) {
+    const Conv s = check_conv(x, w, stride, padding, dilation, groups);
+    std::string text;
+    constexpr std::pair<const char*, Pass> passes[] = {
+        {"forward", Pass::forward}, {"grad_x", Pass::grad_x}, {"grad_w", Pass::grad_w}};
+    for (const auto& [name, pass] : passes)
+        text += (text.empty() ? "" : "\n") + std::string(name) + ": " + plan(s, pass, conv_mode).why;
+    return text;
+}
+
+std::string get_conv_algorithm() {
+    for (const auto& [name, mode] : modes)
+        if (mode == conv_mode) return name;
+    return "";
 }
 
 py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation, Index threads) {
@@ -250,6 +379,14 @@ PYBIND11_MODULE(_C, m) {
     }, "The instruction sets that this build and processor have, slowest first.");
     m.def("simd_level", [] { return std::string(current_level().name); }, "The instruction set in use.");
     m.def("set_simd_level", [](const std::string& name) { current_level() = find_level(name); }, py::arg("name"));
+    m.def("set_conv_algorithm", set_conv_algorithm, py::arg("name"));
+    m.def("explain_conv", explain_conv);
+    m.def("get_conv_algorithm", get_conv_algorithm);
+    m.def("memory", [] {
+        const Account a = buffer_account();
+        return py::make_tuple(a.used, a.peak, a.kept);
+    }, "Bytes in buffers: in use now, most ever in use, kept for reuse.");
+    m.def("empty_cache", empty_cache, "Give the buffers kept for reuse back to the system.");
     m.def("conv2d", conv2d_);
     m.def("conv2d_grad_x", conv2d_grad_x_);
     m.def("conv2d_grad_w", conv2d_grad_w_);

@@ -7,13 +7,30 @@ from .backends.numpy_backend import Array, Pair
 def simd_levels() -> list[str]: ...
 def simd_level() -> str: ...
 def set_simd_level(name: str) -> None: ...
+def set_conv_algorithm(name: str) -> None: ...
+def get_conv_algorithm() -> str: ...
+def explain_conv(
+    x_shape: Sequence[int], w_shape: Sequence[int], stride: Pair, padding: Pair, dilation: Pair, groups: int, /
+) -> str: ...
+def memory() -> tuple[int, int, int]: ...
+def empty_cache() -> None: ...
 def conv2d(
-    x: Array, w: Array, b: Array | None, stride: Pair, padding: Pair, dilation: Pair, groups: int, threads: int, /
+    x: Array,
+    w: Array,
+    b: Array | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    relu: bool,
+    threads: int,
+    /,
 ) -> Array: ...
 def conv2d_grad_x(
     g: Array,
     w: Array,
     x_shape: Sequence[int],
+    b: Array | None,
     stride: Pair,
     padding: Pair,
     dilation: Pair,

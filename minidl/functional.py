@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,19 @@ from .backends.numpy_backend import pool_output_size
 from .tensor import Array, Tensor, op
 
 Pair = int | tuple[int, int]
+
+
+def _once(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """`function`, which remembers its last result: for what the gradients of several inputs share."""
+    last: list[Any] = [None, None]
+
+    def call(g: Array) -> Any:
+        if last[0] is not g:
+            last[:] = g, function(g)
+        return last[1]
+
+    return call
+
 
 # === arithmetic: broadcast as in NumPy ===============================================================================
 
@@ -636,12 +649,14 @@ def _conv_options(stride: Any, padding: Any, dilation: Any, groups: int) -> dict
 
 
 @op
-def _conv2d(backend: Any, x: Array, w: Array, b: Array | None, options: dict[str, Any]) -> Any:
+def _conv2d(backend: Any, x: Array, w: Array, b: Array | None, options: dict[str, Any], activation: str) -> Any:
+    y = backend.conv2d(x, w, b, **options, activation=activation)
+    before = _once(lambda g: backend.activation_grad(g, y, activation) if activation else g)
     return (
-        backend.conv2d(x, w, b, **options),
-        lambda g: backend.conv2d_grad_x(g, w, x.shape, **options),
-        lambda g: backend.conv2d_grad_w(g, x, w.shape, **options),
-        lambda g: g.sum(axis=(0, 2, 3)),
+        y,
+        lambda g: backend.conv2d_grad_x(before(g), w, x.shape, **options),
+        lambda g: backend.conv2d_grad_w(before(g), x, w.shape, **options),
+        lambda g: backend.channel_sum(before(g)),
     )
 
 
@@ -653,17 +668,21 @@ def conv2d(
     padding: Pair | str = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    activation: str = "",
 ) -> Tensor:
     """Each output pixel is a weighted sum of the window of input pixels around it, the same weights everywhere.
 
     x (N, C, H, W), weight (O, C/groups, KH, KW), bias (O,) -> y (N, O, OH, OW),
     y[n,o,i,j] = bias[o] + Σ_{c,u,v} weight[o,c,u,v] · x[n, c, i·stride + u·dilation − padding, the same for j, v],
     zero outside the image; c runs over the channels of o's group. padding "same" keeps the size, "valid" is 0.
+    activation "relu" cuts y at 0 while it is written, which saves a pass through memory.
     ValueError for shapes or options that do not fit, TypeError for mixed dtypes.
     """
     if isinstance(padding, str):
         x, padding = _padding_by_name(x, weight, padding, stride, dilation)
-    return _conv2d(x, weight, bias, _conv_options(stride, padding, dilation, groups))
+    if activation not in ("", "relu"):
+        raise ValueError(f"conv2d: activation is '' or 'relu', not {activation!r}")
+    return _conv2d(x, weight, bias, _conv_options(stride, padding, dilation, groups), activation)
 
 
 def _padding_by_name(x: Tensor, w: Tensor, name: str, stride: Pair, dilation: Pair) -> tuple[Tensor, Pair]:
@@ -680,14 +699,11 @@ def _padding_by_name(x: Tensor, w: Tensor, name: str, stride: Pair, dilation: Pa
 def _conv_transpose2d(
     backend: Any, x: Array, w: Array, b: Array | None, out_shape: tuple[int, ...], options: dict[str, Any]
 ) -> Any:
-    y = backend.conv2d_grad_x(x, w, out_shape, **options)
-    if b is not None:
-        y += b[:, None, None]
     return (
-        y,
+        backend.conv2d_grad_x(x, w, out_shape, b, **options),
         lambda g: backend.conv2d(g, w, None, **options),
         lambda g: backend.conv2d_grad_w(x, g, w.shape, **options),
-        lambda g: g.sum(axis=(0, 2, 3)),
+        lambda g: backend.channel_sum(g),
     )
 
 
@@ -759,13 +775,12 @@ def conv1d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    activation: str = "",
 ) -> Tensor:
     """conv2d along one axis.   x (N, C, L), weight (O, C/groups, K), bias (O,) -> y (N, O, OL)."""
     _check_1d("conv1d", x, weight)
-    y = conv2d(
-        unsqueeze(x, 2), unsqueeze(weight, 2), bias, _flat(stride, 1), _flat(padding, 0), _flat(dilation, 1), groups
-    )
-    return squeeze(y, 2)
+    options = (_flat(stride, 1), _flat(padding, 0), _flat(dilation, 1), groups, activation)
+    return squeeze(conv2d(unsqueeze(x, 2), unsqueeze(weight, 2), bias, *options), 2)
 
 
 def conv_transpose1d(

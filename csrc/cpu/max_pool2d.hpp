@@ -12,9 +12,14 @@
 #include <stdexcept>
 #include <vector>
 
-#include "parallel.hpp"
+#include "runtime.hpp"
 
 namespace minidl {
+
+template <class F>
+void parallel(int threads, Index tasks, const F& task) {
+    run_tasks(threads, tasks, [](const void* f, Index number) { (*static_cast<const F*>(f))(number); }, &task);
+}
 
 struct Pool2d {
     Index planes, h, w, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw; // planes = N * C

@@ -1,6 +1,12 @@
-"""Kernels in C++ (csrc/), compiled when minidl was installed: threads, vector instructions chosen at run time."""
+"""Kernels in C++ (csrc/), compiled when minidl was installed: threads, vector instructions chosen at run time.
+
+Images come back with their channels innermost in memory, (N, C, H, W) as they are to the user, and go in the same way
+without a copy; arrays of another layout are converted once (csrc/bindings.cpp).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 from .numpy_backend import Array, NumpyBackend, Pair, Shape, pool2d_size
 
@@ -22,17 +28,43 @@ class CppBackend(NumpyBackend):
         """Say which vector instructions are in use."""
         return f"SIMD {_C.simd_level()} of {', '.join(_C.simd_levels())} (MINIDL_SIMD chooses), {self.threads} threads"
 
+    def set_conv_algorithm(self, name: str) -> None:
+        """Choose the algorithm of convolutions: see minidl.set_conv_algorithm."""
+        _C.set_conv_algorithm(name)
+
+    def explain_conv(self, x_shape: Shape, w_shape: Shape, **options: Any) -> str:
+        """Ask csrc/cpu/plan.hpp."""
+        return _C.explain_conv(x_shape, w_shape, *options.values())
+
     def conv2d(
-        self, x: Array, w: Array, b: Array | None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        *,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        activation: str = "",
     ) -> Array:
         """As NumpyBackend.conv2d."""
-        return _C.conv2d(x, w, b, stride, padding, dilation, groups, self.threads)
+        return _C.conv2d(x, w, b, stride, padding, dilation, groups, activation == "relu", self.threads)
 
     def conv2d_grad_x(
-        self, g: Array, w: Array, x_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        self,
+        g: Array,
+        w: Array,
+        x_shape: Shape,
+        b: Array | None = None,
+        *,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
     ) -> Array:
         """As NumpyBackend.conv2d_grad_x."""
-        return _C.conv2d_grad_x(g, w, x_shape, stride, padding, dilation, groups, self.threads)
+        return _C.conv2d_grad_x(g, w, x_shape, b, stride, padding, dilation, groups, self.threads)
 
     def conv2d_grad_w(
         self, g: Array, x: Array, w_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int

@@ -162,7 +162,16 @@ class NumbaBackend(NumpyBackend):
                 done.result()
 
     def conv2d(
-        self, x: Array, w: Array, b: Array | None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        *,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        activation: str = "",
     ) -> Array:
         """As NumpyBackend.conv2d."""
         check_float(x=x, w=w, b=b)
@@ -170,18 +179,31 @@ class NumbaBackend(NumpyBackend):
         bias = np.zeros(len(w), x.dtype) if b is None else np.ascontiguousarray(b)
         check_shape("b", bias, (len(w),))
         self._run(conv2d, len(x) * len(w), _pad(x, padding), np.ascontiguousarray(w), bias, y, stride, dilation)
-        return y
+        return np.maximum(y, 0, out=y) if activation == "relu" else y
 
     def conv2d_grad_x(
-        self, g: Array, w: Array, x_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        self,
+        g: Array,
+        w: Array,
+        x_shape: Shape,
+        b: Array | None = None,
+        *,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
     ) -> Array:
         """As NumpyBackend.conv2d_grad_x."""
-        check_float(g=g, w=w)
+        check_float(g=g, w=w, b=b)
         check_shape("g", g, conv2d_shape(x_shape, w.shape, stride, padding, dilation, groups))
         (n, c, h, wd), (ph, pw) = x_shape, padding
         x = np.zeros((n, c, h + 2 * ph, wd + 2 * pw), g.dtype)
         self._run(conv2d_grad_x, n * c, np.ascontiguousarray(g), np.ascontiguousarray(w), x, stride, dilation)
-        return x[:, :, ph : ph + h, pw : pw + wd]
+        dx = x[:, :, ph : ph + h, pw : pw + wd]
+        if b is not None:
+            check_shape("b", b, (c,))
+            dx += b[:, None, None]
+        return dx
 
     def conv2d_grad_w(
         self, g: Array, x: Array, w_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int

@@ -140,6 +140,13 @@ class NumpyBackend:
         """Say in a few words what computes: versions, vector instructions, threads."""
         return f"NumPy {np.__version__}, matrix products by BLAS with its own threads (OPENBLAS_NUM_THREADS)"
 
+    def set_conv_algorithm(self, name: str) -> None:
+        """Take note of minidl.set_conv_algorithm; there is one way here."""
+
+    def explain_conv(self, x_shape: Shape, w_shape: Shape, **options: Any) -> str:
+        """Say which algorithm computes a convolution and its gradients, and why."""
+        return f"{self.name}: direct, the only way of this backend"
+
     # Unfolding. A window is a row of `cols`; the convolution of a block of output rows is then w · cols.
 
     def _blocks(self, windows: Any) -> Iterator[tuple[slice, slice]]:
@@ -167,9 +174,18 @@ class NumpyBackend:
         return windows.transpose(0, 1, 4, 5, 2, 3).reshape(b, groups, c // groups * kh * kw, r * ow)
 
     def conv2d(
-        self, x: Array, w: Array, b: Array | None, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        *,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        activation: str = "",
     ) -> Array:
-        """Correlate images with kernels.
+        """Correlate images with kernels; `activation` "relu" cuts the result at 0.
 
         x (N, C, H, W), w (O, C/groups, KH, KW), b (O,) or None -> y (N, O, OH, OW)
         y[n, o, i, j] = b[o] + Σ_{c, k, l} w[o, c, k, l] · x[n, c, i·stride + k·dilation − padding, j·stride + ...]
@@ -184,16 +200,28 @@ class NumpyBackend:
         if b is not None:
             check_shape("b", b, (w.shape[0],))
             y += b[:, None, None]
+        if activation == "relu":
+            self.xp.maximum(y, 0, out=y)
         return y  # type: ignore[no-any-return]
 
     def conv2d_grad_x(
-        self, g: Array, w: Array, x_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        self,
+        g: Array,
+        w: Array,
+        x_shape: Shape,
+        b: Array | None = None,
+        *,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
     ) -> Array:
         """Give ∂L/∂x, the adjoint of conv2d in x: g[n, o, i, j]·w[o] is added to the window it came from (col2im).
 
-        g (N, O, OH, OW), w (O, C/groups, KH, KW) -> (N, C, H, W) = x_shape
+        g (N, O, OH, OW), w (O, C/groups, KH, KW) -> (N, C, H, W) = x_shape.   b (C,) is added where the adjoint is a
+        layer of its own, the transposed convolution.
         """
-        check_float(g=g, w=w)
+        check_float(g=g, w=w, b=b)
         check_shape("g", g, conv2d_shape(x_shape, w.shape, stride, padding, dilation, groups))
         (n, c, h, wd), (o, _, kh, kw) = x_shape, w.shape
         (sh, sw), (ph, pw), (dh, dw), ow = stride, padding, dilation, g.shape[3]
@@ -208,7 +236,11 @@ class NumpyBackend:
                 down = slice(top, top + (rows.stop - rows.start - 1) * sh + 1, sh)
                 for j in range(kw):
                     padded[images, :, down, j * dw : j * dw + (ow - 1) * sw + 1 : sw] += cols[:, :, i, j]
-        return padded[:, :, ph : ph + h, pw : pw + wd]  # type: ignore[no-any-return]
+        dx = padded[:, :, ph : ph + h, pw : pw + wd]
+        if b is not None:
+            check_shape("b", b, (c,))
+            dx += b[:, None, None]
+        return dx  # type: ignore[no-any-return]
 
     def conv2d_grad_w(
         self, g: Array, x: Array, w_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int
@@ -226,6 +258,21 @@ class NumpyBackend:
             cols = self._unfold(windows[images, :, rows], groups)
             total += (part.reshape(len(part), groups, total.shape[1], -1) @ cols.swapaxes(2, 3)).sum(axis=0)
         return total.reshape(w_shape)  # type: ignore[no-any-return]
+
+    def activation_grad(self, g: Array, y: Array, activation: str) -> Array:
+        """Give the gradient before an activation from g, the one behind it, and y, its result.
+
+        "relu": g where y > 0, else 0;   "tanh": g·(1 − y²).
+        """
+        if activation == "tanh":
+            return g * (1 - y * y)  # type: ignore[no-any-return]
+        # A product is fastest, but not where g is infinite: 0·∞ is NaN.
+        share = g * (y > 0)
+        return share if self.xp.isfinite(share.sum()) else self.xp.where(y > 0, g, 0)
+
+    def channel_sum(self, g: Array) -> Array:
+        """Sum g (N, C, ...) over everything but the channels -> (C,)."""
+        return g.sum(axis=(0, *range(2, g.ndim)))  # type: ignore[no-any-return]
 
     def max_pool2d(
         self, x: Array, *, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool

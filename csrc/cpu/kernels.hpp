@@ -1,0 +1,51 @@
+// The table of all kernels: what a kernel is given, and which compilation of it runs.
+//
+// Every kernel is a template in a header of its own that level.hpp compiles for each instruction set (simd_*.cpp); the
+// function pointers below are the only way in. They are chosen once, when first needed, by what the processor can do.
+// Kernels check nothing: bindings.cpp has done so.
+#pragma once
+
+#include "runtime.hpp"
+
+namespace minidl {
+
+// Images with the channels innermost: element (n, c, y, x) is data[((n * h + y) * w + x) * pitch + c]. The pitch is c, or
+// more where the channels are a slice of an array with more of them.
+template <class T>
+struct Image {
+    T* data;
+    Index n, c, h, w, pitch;
+};
+
+// x (n, c, h, w), w (o, c / groups, kh, kw) -> y (n, o, oh, ow)
+struct Conv {
+    Index n, c, h, w, o, kh, kw, oh, ow, sh, sw, ph, pw, dh, dw, groups;
+};
+
+enum class Activation { none, relu, tanh };
+
+template <class T>
+struct Kernels {
+    // convolution (direct.hpp, winograd.hpp): w and dw are (O, C/groups, KH, KW); bias (O) may be null; a tile of m x m
+    // outputs for Winograd. grad_x takes a bias (C) for the transposed convolution.
+    void (*direct_conv2d)(int threads, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
+    void (*direct_grad_x)(int threads, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
+    void (*direct_grad_w)(int threads, const Conv&, Image<const T> g, Image<const T> x, T* dw);
+
+    // layout (layout.hpp): any strides in (in elements, order N, C, H, W), channels innermost out
+    void (*to_channels_last)(int threads, const T* x, const Index strides[4], Image<T> y);
+};
+
+struct Level {
+    const char* name;
+    const Kernels<float>* f32; // null where this build has no such level
+    const Kernels<double>* f64;
+    const Kernels<float>& of(float) const { return *f32; }
+    const Kernels<double>& of(double) const { return *f64; }
+};
+
+Level baseline_level(); // SSE2 on x86-64, NEON on arm64
+Level avx2_level();
+Level avx512_level();
+
+} // namespace minidl

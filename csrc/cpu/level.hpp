@@ -1,0 +1,39 @@
+// All kernels, compiled for one instruction set: simd_*.cpp define MINIDL_LEVEL (a namespace) and MINIDL_BYTES (of a
+// vector) and include this file, each compiled with flags of its own (setup.py).
+//
+// Nothing of the C++ standard library is used in here: a template instantiated with AVX-512 could otherwise replace the
+// same template in the rest of the program and crash an older processor. vector.hpp has the little that is needed.
+#include <math.h>
+#include <string.h>
+
+#include "kernels.hpp"
+
+#include "vector.hpp"
+
+#include "microkernel.hpp"
+
+#include "direct.hpp"
+#include "layout.hpp"
+
+namespace minidl {
+namespace {
+
+template <class T>
+Kernels<T> make_table() {
+    namespace level = MINIDL_LEVEL;
+    Kernels<T> k{};
+    k.direct_conv2d = level::direct_conv2d<T>;
+    k.direct_grad_x = level::direct_grad_x<T>;
+    k.direct_grad_w = level::direct_grad_w<T>;
+    k.to_channels_last = level::to_channels_last<T>;
+    return k;
+}
+
+Level make_level(const char* name) {
+    static const Kernels<float> f32 = make_table<float>();
+    static const Kernels<double> f64 = make_table<double>();
+    return {name, &f32, &f64};
+}
+
+} // namespace
+} // namespace minidl

@@ -1,0 +1,115 @@
+// Vectors of MINIDL_BYTES, and the little that kernels need besides: threads, working memory, min and max.
+#pragma once
+
+namespace minidl {
+namespace MINIDL_LEVEL {
+
+#if defined(__GNUC__)
+template <class T, int BYTES>
+struct Vector { // the compiler's own vectors: +, * work lane by lane, a scalar is broadcast
+    typedef T type __attribute__((vector_size(BYTES)));
+};
+#define MINIDL_INLINE inline __attribute__((always_inline))
+#else
+template <class T, int BYTES>
+struct Vector { // the same in plain loops
+    struct type {
+        T lane[BYTES / sizeof(T)];
+        T& operator[](int i) { return lane[i]; }
+        T operator[](int i) const { return lane[i]; }
+#define MINIDL_OPERATOR(OP)                                                                                              \
+        friend type operator OP(type u, const type& v) {                                                                 \
+            for (size_t i = 0; i < BYTES / sizeof(T); ++i) u.lane[i] = u.lane[i] OP v.lane[i];                           \
+            return u;                                                                                                    \
+        }                                                                                                                \
+        friend type operator OP(T s, type v) {                                                                           \
+            for (size_t i = 0; i < BYTES / sizeof(T); ++i) v.lane[i] = s OP v.lane[i];                                   \
+            return v;                                                                                                    \
+        }                                                                                                                \
+        friend type operator OP(type u, T s) {                                                                           \
+            for (size_t i = 0; i < BYTES / sizeof(T); ++i) u.lane[i] = u.lane[i] OP s;                                   \
+            return u;                                                                                                    \
+        }                                                                                                                \
+        type& operator OP##=(const type& v) { return *this = *this OP v; }
+        MINIDL_OPERATOR(+)
+        MINIDL_OPERATOR(-)
+        MINIDL_OPERATOR(*)
+        MINIDL_OPERATOR(/)
+#undef MINIDL_OPERATOR
+    };
+};
+#define MINIDL_INLINE inline
+#endif
+
+template <class T>
+using V = typename Vector<T, MINIDL_BYTES>::type;
+
+template <class T>
+constexpr int lanes = MINIDL_BYTES / sizeof(T);
+
+template <class T>
+MINIDL_INLINE V<T> load(const T* p) {
+    V<T> v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class T>
+MINIDL_INLINE void store(T* p, V<T> v) {
+    memcpy(p, &v, sizeof v);
+}
+
+template <class T>
+MINIDL_INLINE V<T> broadcast(T s) {
+    return V<T>{} + s;
+}
+
+// The first `count` lanes; the others are 0 (load) or left alone (store).
+template <class T>
+MINIDL_INLINE V<T> load_part(const T* p, Index count) {
+    V<T> v{};
+    memcpy(&v, p, static_cast<size_t>(count) * sizeof(T));
+    return v;
+}
+
+template <class T>
+MINIDL_INLINE void store_part(T* p, V<T> v, Index count) {
+    memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
+}
+
+template <class T>
+MINIDL_INLINE T min(T a, T b) {
+    return b < a ? b : a;
+}
+
+template <class T>
+MINIDL_INLINE T max(T a, T b) {
+    return a < b ? b : a;
+}
+
+MINIDL_INLINE Index ceil_div(Index a, Index b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
+MINIDL_INLINE Index round_up(Index a, Index b) { return ceil_div(a, b) * b; }
+
+// task(0) ... task(tasks - 1), on at most `threads` threads.
+template <class F>
+void parallel(int threads, Index tasks, const F& task) {
+    run_tasks(threads, tasks, [](const void* f, Index number) { (*static_cast<const F*>(f))(number); }, &task);
+}
+
+template <class T>
+T* scratch(int slot, Index count) {
+    return static_cast<T*>(minidl::scratch(slot, static_cast<size_t>(count) * sizeof(T)));
+}
+
+// A large temporary that several threads use.
+template <class T>
+struct Buffer {
+    T* data;
+    explicit Buffer(Index count) : data(static_cast<T*>(acquire(static_cast<size_t>(count) * sizeof(T)))) {}
+    ~Buffer() { release(data); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+};
+
+} // namespace MINIDL_LEVEL
+} // namespace minidl
