@@ -11,7 +11,7 @@ EXTRAS := examples,test,dev
 STAMP  := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*.hpp csrc/cpu/*.cpp)
 
-.PHONY: reproduce test lint bench install clean
+.PHONY: reproduce test lint sanitize bench install clean
 
 reproduce: $(STAMP) ## run the three systems, print their tables beside the talk's, write report/index.html
 	$(PY) -m examples.reproduce --out report
@@ -23,6 +23,9 @@ lint: $(STAMP) ## style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+sanitize: $(STAMP) ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(PY) -m tests.sanitize
 
 bench: $(STAMP) ## the kernels of every backend side by side
 	$(PY) -m benchmarks.kernels --quick

@@ -382,6 +382,12 @@ PYBIND11_MODULE(_C, m) {
     m.def("set_conv_algorithm", set_conv_algorithm, py::arg("name"));
     m.def("explain_conv", explain_conv);
     m.def("get_conv_algorithm", get_conv_algorithm);
+#ifdef __SANITIZE_ADDRESS__
+    m.def("read_past_a_buffer", [] {
+        const volatile char* buffer = static_cast<char*>(acquire(100));
+        return buffer[101];
+    }, "An error planted for AddressSanitizer (tests/sanitize.py).");
+#endif
     m.def("memory", [] {
         const Account a = buffer_account();
         return py::make_tuple(a.used, a.peak, a.kept);

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -118,14 +119,41 @@ struct alignas(64) Header { // stands before every buffer
     std::size_t size;       // of header and buffer
 };
 
-constexpr std::size_t small = 16 << 10; // below, malloc itself is fast and keeps pages
-constexpr std::size_t huge = 2 << 20;   // a large page of x86-64 and arm64
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool sanitized = true; // no reuse and no rounding up, which would hide errors; new memory is full of NaN
+#else
+constexpr bool sanitized = false;
+#endif
+constexpr std::size_t small = sanitized ? SIZE_MAX : 16 << 10; // below, malloc itself is fast and keeps pages
+constexpr std::size_t huge = 2 << 20;                          // a large page of x86-64 and arm64
+
+void* fresh(std::size_t size) {
+#ifdef _WIN32
+    void* block = _aligned_malloc(size, 64);
+    if (!block) throw std::bad_alloc();
+#else
+    void* block = nullptr;
+    if (posix_memalign(&block, size >= 2 * huge ? huge : 64, size)) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (size >= 2 * huge) madvise(block, size, MADV_HUGEPAGE); // 512 times fewer page faults; only a wish
+#endif
+#endif
+    if (sanitized) std::memset(block, 0xff, size);
+    return block;
+}
+
+void give_back(void* block) noexcept {
+#ifdef _WIN32
+    _aligned_free(block);
+#else
+        std::free(block);
+#endif
+    }
 
 class Buffers {
 public:
     void* acquire(std::size_t bytes) {
         std::size_t size = bytes + sizeof(Header);
-        size = (size + 63) / 64 * 64;
         if (size < small) return start(fresh(size), size);
         size = (size + 4095) / 4096 * 4096;
         std::vector<std::pair<std::size_t, void*>> dropped;
@@ -149,7 +177,7 @@ public:
                 free.erase(largest);
             }
         }
-        for (const auto& [length, address] : dropped) give_back(address, length);
+        for (const auto& [length, address] : dropped) give_back(address);
         if (!block) {
             try {
                 block = fresh(size);
@@ -176,7 +204,7 @@ public:
             } catch (...) { // no memory to remember it by
             }
         }
-        give_back(block, size);
+        give_back(block);
     }
 
     Account account() {
@@ -192,33 +220,11 @@ public:
             kept = 0;
             peak = used;
         }
-        for (const auto& [size, block] : all) give_back(block, size);
+        for (const auto& [size, block] : all) give_back(block);
     }
 
 private:
     static void* start(void* block, std::size_t size) { return new (block) Header{size} + 1; }
-
-    static void* fresh(std::size_t size) {
-#ifdef _WIN32
-        void* block = _aligned_malloc(size, 64);
-        if (!block) throw std::bad_alloc();
-#else
-        void* block = nullptr;
-        if (posix_memalign(&block, size >= 2 * huge ? huge : 64, size)) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-        if (size >= 2 * huge) madvise(block, size, MADV_HUGEPAGE); // 512 times fewer page faults; only a wish
-#endif
-#endif
-        return block;
-    }
-
-    static void give_back(void* block, std::size_t) noexcept {
-#ifdef _WIN32
-        _aligned_free(block);
-#else
-        std::free(block);
-#endif
-    }
 
     std::mutex state;
     std::multimap<std::size_t, void*> free; // by size
@@ -252,19 +258,19 @@ void* scratch(int number, std::size_t bytes) {
     struct Slot {
         void* data = nullptr;
         std::size_t size = 0;
-        ~Slot() { std::free(data); }
+        ~Slot() { give_back(data); }
     };
     thread_local Slot slots[8];
     Slot& mine = slots[number];
-    if (mine.size < bytes + 64) {
-        std::free(mine.data);
+    if (mine.size < bytes || sanitized) {
+        give_back(mine.data);
+        mine.data = nullptr;
         mine.size = 0;
-        mine.data = std::malloc(bytes + bytes / 4 + 64);
-        if (!mine.data) throw std::bad_alloc();
-        mine.size = bytes + bytes / 4 + 64;
+        const std::size_t size = sanitized ? bytes : bytes + bytes / 4;
+        mine.data = fresh(size);
+        mine.size = size;
     }
-    const auto address = reinterpret_cast<std::uintptr_t>(mine.data);
-    return reinterpret_cast<void*>((address + 63) / 64 * 64);
+    return mine.data;
 }
 
 void* acquire(std::size_t bytes) { return slot().load()->buffers.acquire(bytes); }

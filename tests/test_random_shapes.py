@@ -1,0 +1,133 @@
+"""Convolutions and pooling of the cpp backend on random shapes, options and layouts, against NumPy in float64.
+
+MINIDL_EXAMPLES sets how many are tried (100; `make sanitize` takes 2000 under AddressSanitizer).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minidl import set_conv_algorithm, set_num_threads
+from minidl.backends import get_backend, get_num_threads, use_backend
+from tests.test_backends import require
+
+EXAMPLES = int(os.environ.get("MINIDL_EXAMPLES", "100"))
+many = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    derandomize=EXAMPLES <= 100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+LAYOUTS = ["C", "channels last", "channel slice", "turned round", "unaligned", "every other"]
+BOUNDS = {"auto": (2e-5, 1e-4), "direct": (5e-6, 5e-6), "winograd": (2e-5, 1e-4), "exact": (2e-7, 2e-7)}
+
+
+@pytest.fixture
+def cpp() -> Iterator[Any]:
+    require("cpp")
+    threads = get_num_threads()
+    with use_backend("cpp"):
+        yield get_backend()
+    set_conv_algorithm("auto")
+    set_num_threads(threads)
+
+
+def laid_out(a: np.ndarray, layout: str) -> np.ndarray:
+    """The same numbers in other places of memory, read-only; what lies between them is NaN."""
+    n, c, h, w = a.shape
+    if layout == "C":
+        view = a.copy()
+    elif layout == "channels last":
+        view = np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    elif layout == "channel slice":
+        view = np.full((n, h, w, c + 3), np.nan, a.dtype).transpose(0, 3, 1, 2)[:, 1 : c + 1]
+    elif layout == "turned round":
+        view = np.empty_like(a)[:, ::-1, ::-1, ::-1]
+    elif layout == "unaligned":
+        view = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    else:
+        view = np.full((2 * n, 2 * c, 2 * h, 2 * w), np.nan, a.dtype)[::2, ::2, ::2, ::2]
+    view[...] = a
+    view.setflags(write=False)
+    return view
+
+
+def close(name: str, result: np.ndarray, true: np.ndarray, bound: float) -> None:
+    """Compare with the largest true value as the measure."""
+    assert result.shape == true.shape, name
+    error = np.abs(result - true).max(initial=0.0)
+    assert error <= bound * np.abs(true).max(initial=1e-30), f"{name}: {error}"
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict[str, Any]:
+    """Shapes and options that fit; now and then many channels, a wide row, or the 3x3 and 5x5 of Winograd."""
+    number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 5]))
+    c, o = (groups * draw(st.sampled_from([1, 2, 3, 4, 7, 8, 16, 17, 33])) for _ in range(2))
+    plain = draw(st.booleans())
+    k = draw(st.sampled_from([3, 5])) if plain else 0
+    kernel = (k, k) if plain else (number(1, 6), number(1, 11))
+    stride = (1, 1) if plain else (number(1, 4), number(1, 4))
+    dilation = (1, 1) if plain else (number(1, 3), number(1, 3))
+    padding = (number(0, 5), number(0, 5))
+    size = []
+    for axis in range(2):
+        least = max(1, dilation[axis] * (kernel[axis] - 1) + 1 - 2 * padding[axis])
+        size.append(number(least, least + draw(st.sampled_from([0, 3, 14, 30]))))
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return {"x": (number(1, 4), c, *size), "w": (o, c // groups, *kernel), "options": options}
+
+
+@many
+@given(
+    case=convolutions(),
+    algorithm=st.sampled_from(["auto", "auto", "direct", "winograd", "exact"]),
+    dtype=st.sampled_from([np.float32, np.float32, np.float64]),
+    layouts=st.tuples(st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS)),
+    threads=st.sampled_from([1, 2, 3]),
+    level=st.sampled_from(["baseline", "avx2", "avx512"]),
+)
+def test_convolutions_agree_with_numpy_in_float64(
+    cpp: Any, case: dict[str, Any], algorithm: str, dtype: Any, layouts: tuple[str, str], threads: int, level: str
+) -> None:
+    from minidl import _C
+
+    if level not in _C.simd_levels():
+        level = _C.simd_levels()[-1]
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(case[name]) for name in ("x", "w"))
+    b, options = rng.standard_normal(len(w)), case["options"]
+    x, w, b = (a.astype(dtype).astype(float) for a in (x, w, b))
+    with use_backend("numpy") as reference:
+        true = reference.conv2d(x, w, b, **options)
+        g = (true + rng.standard_normal(true.shape)).astype(dtype).astype(float)
+        true_x = reference.conv2d_grad_x(g, w, x.shape, **options)
+        true_w = reference.conv2d_grad_w(g, x, w.shape, **options)
+    x, w, g, b = (a.astype(dtype) for a in (x, w, g, b))
+    x, g = laid_out(x, layouts[0]), laid_out(g, layouts[1])
+    bound, bound_w = BOUNDS[algorithm] if dtype == np.float32 else (1e-12, 1e-12)
+    before = _C.simd_level()
+    _C.set_simd_level(level)
+    set_conv_algorithm(algorithm)
+    set_num_threads(threads)
+    try:
+        y = cpp.conv2d(x, w, b, **options)
+        assert y.dtype == dtype
+        close("forward", y, true, bound)
+        close("relu", cpp.conv2d(x, w, b, **options, activation="relu"), np.maximum(true, 0), bound)
+        close("grad_x", cpp.conv2d_grad_x(g, w, x.shape, **options), true_x, bound)
+        shift = np.arange(x.shape[1], dtype=dtype)
+        shifted = cpp.conv2d_grad_x(g, w, x.shape, shift, **options)
+        close("grad_x with a bias", shifted, true_x + shift[:, None, None], bound)
+        close("grad_w", cpp.conv2d_grad_w(g, x, w.shape, **options), true_w, bound_w)
+    finally:
+        _C.set_simd_level(before)
