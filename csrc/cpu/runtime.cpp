@@ -146,9 +146,9 @@ void give_back(void* block) noexcept {
 #ifdef _WIN32
     _aligned_free(block);
 #else
-        std::free(block);
+    std::free(block);
 #endif
-    }
+}
 
 class Buffers {
 public:
