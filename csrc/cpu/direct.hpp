@@ -4,7 +4,7 @@
 namespace minidl {
 namespace MINIDL_LEVEL {
 
-constexpr Index panel_bytes = 24 << 10;  // of B at a time: stays in the L1 cache while all rows of A go by
+constexpr Index panel_bytes = 96 << 10;  // of B at a time: stays in the cache while all rows of A go by
 constexpr Index strip_bytes = 256 << 10; // of images at a time: stays in the L2 cache
 
 // Weights of any order: weight (o, c, k, l) of a group lies at data[group * ... + o * output + ...]. Outputs may be pairs
