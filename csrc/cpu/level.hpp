@@ -12,6 +12,8 @@
 
 #include "microkernel.hpp"
 
+#include "strips.hpp"
+
 #include "direct.hpp"
 #include "layout.hpp"
 

@@ -4,7 +4,8 @@
 //
 // A is read one number at a time, at any strides (a window of an image, a transposed matrix), and broadcast; the rows of
 // B and C are contiguous, lanes along j. For a convolution r counts pixels, k channels and taps, j output channels; for
-// its gradient in w, r counts channels, k pixels.
+// its gradient in w, r counts channels, k pixels. Where the rows of A or C do not lie at equal distances (pixels of
+// several lines of an image), a table says where they start: no block is cut short at the end of a line.
 //
 // The ladder, float32 in cache on one core (see benchmarks/README.md for the machine):
 //   naive           scalar loops over c += a * b                 2 loads and 1 store an operation
@@ -36,44 +37,70 @@ struct Product {
     Index ldb;
     T* c;
     Index ldc;
+    const Index* a_row = nullptr; // where row r of A starts, instead of r * ar
+    const Index* c_row = nullptr; // where row r of C starts, instead of r * ldc
+    const T* start = nullptr;     // what the sums of a row start from (a bias), where C is not added to; else 0
+    Index tail = 0;               // lanes of C's last vector that exist; 0: all
+    bool relu = false;            // C = max(C, 0) at the end
 };
 
-template <class T, int ROWS, int VECS, bool ADD>
-void product_block(const Product<T>& p, const T* a, T* c) {
+template <class T, int ROWS, int VECS>
+void product_block(const Product<T>& p, bool add, Index first) {
+    const T* a[ROWS];
+    T* c[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+        a[r] = p.a + (p.a_row ? p.a_row[first + r] : (first + r) * p.ar);
+        c[r] = p.c + (p.c_row ? p.c_row[first + r] : (first + r) * p.ldc);
+    }
     V<T> sum[ROWS][VECS];
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECS; ++v) sum[r][v] = ADD ? load(c + r * p.ldc + v * lanes<T>) : V<T>{};
+    if (add) {
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < VECS; ++v)
+                sum[r][v] = v == VECS - 1 && p.tail ? load_part(c[r] + v * lanes<T>, p.tail) : load(c[r] + v * lanes<T>);
+    } else {
+        for (int v = 0; v < VECS; ++v) {
+            const V<T> from = p.start ? load(p.start + v * lanes<T>) : V<T>{};
+            for (int r = 0; r < ROWS; ++r) sum[r][v] = from;
+        }
+    }
     const T* b = p.b;
-    const Index ar = p.ar, ak = p.ak, ldb = p.ldb, length = p.length;
+    const Index ak = p.ak, ldb = p.ldb, length = p.length;
     for (Index t = 0; t < p.runs; ++t) {
-        const T* from = a + p.offset[t];
-        for (Index k = 0; k < length; ++k, from += ak, b += ldb) {
+        Index at = p.offset[t];
+        for (Index k = 0; k < length; ++k, at += ak, b += ldb) {
             V<T> row[VECS];
             for (int v = 0; v < VECS; ++v) row[v] = load(b + v * lanes<T>);
             for (int r = 0; r < ROWS; ++r)
-                for (int v = 0; v < VECS; ++v) sum[r][v] += from[r * ar] * row[v];
+                for (int v = 0; v < VECS; ++v) sum[r][v] += a[r][at] * row[v];
         }
     }
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECS; ++v) store(c + r * p.ldc + v * lanes<T>, sum[r][v]);
+    if (p.relu)
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < VECS; ++v) sum[r][v] = relu<T>(sum[r][v]);
+    for (int r = 0; r < ROWS; ++r) {
+        for (int v = 0; v < VECS - 1; ++v) store(c[r] + v * lanes<T>, sum[r][v]);
+        T* last = c[r] + (VECS - 1) * lanes<T>;
+        if (p.tail) store_part(last, sum[r][VECS - 1], p.tail);
+        else store(last, sum[r][VECS - 1]);
+    }
 }
 
 // The block of exactly `rows` rows, found by counting down from the largest.
-template <class T, int ROWS, int VECS, bool ADD>
-void product_rows(Index rows, const Product<T>& p, const T* a, T* c) {
+template <class T, int ROWS, int VECS>
+void product_rows(Index rows, const Product<T>& p, bool add, Index first) {
     if constexpr (ROWS > 0) {
-        if (rows == ROWS) product_block<T, ROWS, VECS, ADD>(p, a, c);
-        else product_rows<T, ROWS - 1, VECS, ADD>(rows, p, a, c);
+        if (rows == ROWS) product_block<T, ROWS, VECS>(p, add, first);
+        else product_rows<T, ROWS - 1, VECS>(rows, p, add, first);
     }
 }
 
-template <class T, int VECS, bool ADD>
-void product_panel(Index rows, const Product<T>& p) {
+template <class T, int VECS>
+void product_panel(Index rows, const Product<T>& p, bool add) {
     constexpr int most = max_rows[VECS];
     const Index blocks = ceil_div(rows, most); // of nearly equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1
     for (Index i = 0, r = 0; i < blocks; ++i) {
         const Index next = rows * (i + 1) / blocks;
-        product_rows<T, most, VECS, ADD>(next - r, p, p.a + r * p.ar, p.c + r * p.ldc);
+        product_rows<T, most, VECS>(next - r, p, add, r);
         r = next;
     }
 }
@@ -81,11 +108,11 @@ void product_panel(Index rows, const Product<T>& p) {
 // One panel of B, `vectors` (1 to max_vectors) vectors wide; ADD to what C holds, or overwrite it.
 template <class T, bool ADD>
 void product(Index rows, int vectors, const Product<T>& p) {
-    if (vectors == 1) product_panel<T, 1, ADD>(rows, p);
-    else if (vectors == 2) product_panel<T, 2, ADD>(rows, p);
+    if (vectors == 1) product_panel<T, 1>(rows, p, ADD);
+    else if (vectors == 2) product_panel<T, 2>(rows, p, ADD);
     else if constexpr (max_vectors > 2) {
-        if (vectors == 3) product_panel<T, 3, ADD>(rows, p);
-        else product_panel<T, 4, ADD>(rows, p);
+        if (vectors == 3) product_panel<T, 3>(rows, p, ADD);
+        else product_panel<T, 4>(rows, p, ADD);
     }
 }
 

@@ -64,17 +64,42 @@ MINIDL_INLINE V<T> broadcast(T s) {
     return V<T>{} + s;
 }
 
-// The first `count` lanes; the others are 0 (load) or left alone (store).
+// The first `count` lanes; the others are 0 (load) or left alone (store). Copied in halves, quarters, eighths ..., each
+// of a size that the compiler knows.
+template <class T, int PART = lanes<T> / 2>
+MINIDL_INLINE void copy_part(T* to, const T* from, Index count) {
+    if constexpr (PART > 0) {
+        if (count & PART) {
+            memcpy(to, from, PART * sizeof(T));
+            to += PART, from += PART;
+        }
+        copy_part<T, PART / 2>(to, from, count);
+    }
+}
+
 template <class T>
 MINIDL_INLINE V<T> load_part(const T* p, Index count) {
+    if (count >= lanes<T>) return load(p);
     V<T> v{};
-    memcpy(&v, p, static_cast<size_t>(count) * sizeof(T));
+    copy_part(reinterpret_cast<T*>(&v), p, count);
     return v;
 }
 
 template <class T>
 MINIDL_INLINE void store_part(T* p, V<T> v, Index count) {
-    memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
+    if (count >= lanes<T>) store(p, v);
+    else copy_part(p, reinterpret_cast<const T*>(&v), count);
+}
+
+// max(v, 0) lane by lane; NaN stays NaN.
+template <class T>
+MINIDL_INLINE V<T> relu(V<T> v) {
+#if defined(__GNUC__)
+    return v < V<T>{} ? V<T>{} : v;
+#else
+    for (int i = 0; i < lanes<T>; ++i) v[i] = v[i] < 0 ? T(0) : v[i];
+    return v;
+#endif
 }
 
 template <class T>
