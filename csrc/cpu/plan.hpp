@@ -16,10 +16,42 @@ struct Plan {
     std::string why;
 };
 
-inline Plan plan(const Conv& s, Pass, Mode mode) {
-    (void)s;
-    if (mode == Mode::exact) return {0, true, "asked for: sums in float64, rounded once"};
-    return {0, false, "direct"};
+// What Winograd does for each pair of channels: a multiplication for every point of every tile, what hangs over the map
+// included. Transforming a kernel and reading it takes as long as some 64 of them.
+struct Tiling {
+    double products, cost;
+    Tiling(Index n, Index h, Index w, Index tile, Index kernel) {
+        const Index points = (tile + kernel - 1) * (tile + kernel - 1);
+        const Index tiles = n * ((h + tile - 1) / tile) * ((w + tile - 1) / tile);
+        products = static_cast<double>(points * tiles);
+        cost = static_cast<double>(points * (tiles + 64));
+    }
+};
+
+inline Plan plan(const Conv& s, Pass pass, Mode mode) {
+    if (mode == Mode::exact) return {0, true, "direct, in float64 and rounded once: exact results are asked for"};
+    if (mode == Mode::direct) return {0, false, "direct: asked for"};
+    if (s.kh != s.kw || (s.kh != 3 && s.kh != 5)) return {0, false, "direct: Winograd is for 3x3 and 5x5 kernels"};
+    if (s.sh != 1 || s.sw != 1) return {0, false, "direct: Winograd is for stride 1"};
+    if (s.dh != 1 || s.dw != 1) return {0, false, "direct: Winograd is for kernels without dilation"};
+
+    // The map that is cut into tiles is y, for the gradient in x it is x.
+    const Index h = pass == Pass::grad_x ? s.h : s.oh, w = pass == Pass::grad_x ? s.w : s.ow;
+    const Tiling four(s.n, h, w, 4, s.kh), six(s.n, h, w, 6, s.kh);
+    const int tile = s.kh == 3 && six.cost < four.cost ? 6 : 4;
+    const double gain = static_cast<double>(s.n * h * w * s.kh * s.kw) / (tile == 6 ? six : four).products;
+    const std::string m = std::to_string(tile), k = std::to_string(s.kh);
+    const std::string name = "Winograd F(" + m + "x" + m + ", " + k + "x" + k + ")";
+    if (mode == Mode::winograd) return {tile, false, name + ": asked for"};
+
+    // Measured on Zen 5, float32: the transforms outweigh the products below 8 channels; a map of 3 x 3 outputs has 1.5
+    // times fewer multiplications in one tile of 4 x 4, which the transforms eat up.
+    if (s.c / s.groups < 8 || s.o / s.groups < 8)
+        return {0, false, "direct: with fewer than 8 channels a group, Winograd's transforms cost more than they save"};
+    if (gain < 2) return {0, false, "direct: too much of Winograd's tiles would hang over the map"};
+    const Index tenths = static_cast<Index>(gain * 10 + 0.5);
+    return {tile, false, name + ": " + std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) +
+                             " times fewer multiplications"};
 }
 
 } // namespace minidl
