@@ -158,6 +158,14 @@ constexpr double factor(int i) {
     return 1 / product;
 }
 
+template <class T, int N>
+struct FactorTable {
+    T of[N];
+    constexpr FactorTable() : of{} {
+        for (int i = 0; i < N; ++i) of[i] = T(factor<N>(i));
+    }
+};
+
 // A transform of both dimensions, out = F in Fᵀ: the columns, then the rows. get(i, j) reads, put(i, j, v) writes.
 template <class T, class F, class Get, class Put>
 MINIDL_INLINE void both_ways(const F& f, const Get& get, const Put& put) {
@@ -236,18 +244,24 @@ void transform_square(const F& f, const Square<T>& s, Index channels, T* to, Ind
             [&](int i, int j, V<T> v) { store(to + (i * F::out + j) * plane + c, v); });
 }
 
+// Ask memory for what will be read soon.
+template <class T>
+MINIDL_INLINE void prefetch(const T* p) {
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 0, 2);
+#endif
+}
+
 // Ask memory for the SIZE x SIZE pixels at (row, column) of image n, as far as they exist: they will be read soon, and the
 // processor has products to compute meanwhile. Inlined, or the compiler drops calls that compute nothing.
 template <int SIZE, class T>
 MINIDL_INLINE void prefetch(const Image<const T>& x, Index channel, Index channels, Index n, Index row, Index column) {
-#if defined(__GNUC__)
     constexpr Index line = 64 / sizeof(T);
     for (Index i = max(row, Index(0)); i < min(row + SIZE, x.h); ++i)
         for (Index j = max(column, Index(0)); j < min(column + SIZE, x.w); ++j) {
             const T* at = x.data + ((n * x.h + i) * x.w + j) * x.pitch + channel;
-            for (Index c = 0; c < channels; c += line) __builtin_prefetch(at + c, 0, 2);
+            for (Index c = 0; c < channels; c += line) prefetch(at + c);
         }
-#endif
 }
 
 // Write a whole cache line past the caches, to an aligned address: else memory would be read only to be overwritten.
@@ -396,18 +410,25 @@ void transform_weights(int threads, const Correlation& s, const Panels<T>& panel
         while (panels.first(panel + 1) <= o0) ++panel;
         const Index first = panels.first(panel), width = panels.width(panel), count = min(s.outputs - o0, Index(lanes<T>));
         T* base = u + (group * panels.count + panel) * N * N * plane + (o0 - first);
-        for (Index c = c0; c < c1; ++c) {
-            alignas(64) T taps[K * K][lanes<T>] = {};
-            for (Index r = 0; r < count; ++r) {
-                const T* from = w.data + group * w.per_group + (o0 + r) * w.along_o + c * w.along_c;
-                for (int k = 0; k < K * K; ++k) taps[k][r] = from[w.turned ? K * K - 1 - k : k];
+        constexpr FactorTable<T, N> factors;
+        const Index step = plane;
+        alignas(64) T taps[chunk][K * K][lanes<T>] = {}; // all first: a vector cannot be loaded from numbers just stored
+        const auto kernel = [&](Index r, Index c) {
+            return w.data + group * w.per_group + (o0 + r) * w.along_o + c * w.along_c;
+        };
+        for (Index r = 0; r < count; ++r) // too many short rows for the processor to see them coming
+            for (Index c = c0; c < c1; ++c) prefetch(kernel(r, c));
+        for (Index r = 0; r < count; ++r)
+            for (Index c = c0; c < c1; ++c) {
+                const T* from = kernel(r, c);
+                for (int k = 0; k < K * K; ++k) taps[c - c0][k][r] = from[w.turned ? K * K - 1 - k : k];
             }
+        for (Index c = c0; c < c1; ++c)
             both_ways<T>(
-                Evaluate<T, K, N>(), [&](int i, int j) { return load(taps[i * K + j]); },
+                Evaluate<T, K, N>(), [&](int i, int j) { return load(taps[c - c0][i * K + j]); },
                 [&](int i, int j, V<T> v) {
-                    store(base + (i * N + j) * plane + c * width, T(factor<N>(i) * factor<N>(j)) * v);
+                    store(base + (i * N + j) * step + c * width, factors.of[i] * factors.of[j] * v);
                 });
-        }
     });
 }
 
@@ -426,7 +447,7 @@ MINIDL_INLINE V<T> relu(V<T> v) { // a NaN stays
 template <class T>
 bool streams(const Image<T>& y, Index outputs) {
     const bool aligned = reinterpret_cast<size_t>(y.data) % MINIDL_BYTES == 0 && y.pitch % lanes<T> == 0;
-    return aligned && outputs % lanes<T> == 0 && y.n * y.h * y.w * y.pitch * static_cast<Index>(sizeof(T)) > (16 << 20);
+    return aligned && outputs % lanes<T> == 0 && y.n * y.h * y.w * y.pitch * static_cast<Index>(sizeof(T)) >= (8 << 20);
 }
 
 // Aᵀ M A of one tile, `count` channels, plus bias, to the part of the tile that lies inside the image.
@@ -584,13 +605,14 @@ void correlate_grad(int threads, const Conv& s, const Image<const T>& g, const I
                 else multiply<T, true, true>(inputs, width, f);
             }
         }
+        constexpr FactorTable<T, N> factors;
         T* result = partial.data + (share * s.groups + group) * K * K * inputs * columns + o;
         for (Index c = 0; c < inputs; ++c)
             for (Index j = 0; j < width; j += lanes<T>)
                 both_ways<T>(
                     Collect<T, N, K>(),
                     [&](int i, int k) {
-                        return T(factor<N>(i) * factor<N>(k)) * load(sum + (i * N + k) * plane_s + c * width + j);
+                        return factors.of[i] * factors.of[k] * load(sum + (i * N + k) * plane_s + c * width + j);
                     },
                     [&](int i, int k, V<T> v) { store(result + ((i * K + k) * inputs + c) * columns + j, v); });
     });
