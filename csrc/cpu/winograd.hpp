@@ -252,16 +252,18 @@ MINIDL_INLINE void prefetch(const T* p) {
 #endif
 }
 
-// Ask memory for the SIZE x SIZE pixels at (row, column) of image n, as far as they exist: they will be read soon, and the
-// processor has products to compute meanwhile. Inlined, or the compiler drops calls that compute nothing.
-template <int SIZE, class T>
-MINIDL_INLINE void prefetch(const Image<const T>& x, Index channel, Index channels, Index n, Index row, Index column) {
+// Ask memory for `rows` x `columns` pixels from (row, column) of image n on, as far as they exist: the processor has products
+// to compute until they are needed. Inlined, or the compiler drops calls that compute nothing.
+template <class T>
+MINIDL_INLINE void prefetch(const Image<const T>& x, Index channel, Index channels, Index n, Index row, Index column,
+                            Index rows, Index columns) {
     constexpr Index line = 64 / sizeof(T);
-    for (Index i = max(row, Index(0)); i < min(row + SIZE, x.h); ++i)
-        for (Index j = max(column, Index(0)); j < min(column + SIZE, x.w); ++j) {
-            const T* at = x.data + ((n * x.h + i) * x.w + j) * x.pitch + channel;
+    const Index j0 = max(column, Index(0)), j1 = min(column + columns, x.w);
+    for (Index i = max(row, Index(0)); i < min(row + rows, x.h); ++i) {
+        const T *at = x.data + ((n * x.h + i) * x.w + j0) * x.pitch + channel, *end = at + (j1 - j0) * x.pitch;
+        for (; at < end; at += x.pitch)
             for (Index c = 0; c < channels; c += line) prefetch(at + c);
-        }
+    }
 }
 
 // Write a whole cache line past the caches, to an aligned address: else memory would be read only to be overwritten.
@@ -507,8 +509,8 @@ void correlate(int threads, const Correlation& s, const Image<const T>& x, const
                     if (panel == 0 && block + 1 < last)
                         for (Index t = most * pos / (N * N); t < most * (pos + 1) / (N * N); ++t) {
                             const Index tile = min(first + most + t, tiles.count - 1);
-                            prefetch<N>(x, group * s.inputs, s.inputs, tiles.image(tile), tiles.row(tile) - s.top,
-                                        tiles.column(tile) - s.left);
+                            prefetch(x, group * s.inputs, s.inputs, tiles.image(tile), tiles.row(tile) - s.top,
+                                     tiles.column(tile) - s.left + N - M, N, M); // its neighbour asks for the others
                         }
                     for (Index c = 0; c < s.inputs; c += terms<N>) {
                         const Factors<T> f{v + pos * plane_v + c, ldv, 1, from + pos * plane_u + c * width, width,
@@ -597,8 +599,8 @@ void correlate_grad(int threads, const Conv& s, const Image<const T>& g, const I
                     for (Index t = most * pos / (N * N); t < most * (pos + 1) / (N * N); ++t) {
                         const Index tile = min(first + most + t, tiles.count - 1);
                         const Index n = tiles.image(tile), row = tiles.row(tile), column = tiles.column(tile);
-                        prefetch<N>(x, group * inputs, inputs, n, row - s.ph, column - s.pw);
-                        prefetch<M>(g, group * outputs + o, real, n, row, column);
+                        prefetch(x, group * inputs, inputs, n, row - s.ph, column - s.pw + N - M, N, M);
+                        prefetch(g, group * outputs + o, real, n, row, column, M, M);
                     }
                 const Factors<T> f{v + pos * plane_v, 1, ldv, dy + pos * plane_w, width, count, sum + pos * plane_s, width};
                 if (block == from) multiply<T, false, true>(inputs, width, f);
