@@ -40,6 +40,7 @@
 
 namespace minidl {
 namespace MINIDL_LEVEL {
+namespace winograd {
 
 // --- the transforms of one dimension ------------------------------------------------------------------------------
 
@@ -532,29 +533,6 @@ void correlate(int threads, const Correlation& s, const Image<const T>& x, const
     });
 }
 
-// y = x * w + bias; a tile of 4 or 6 outputs a side, 3 x 3 or 5 x 5 kernels (these with tiles of 4).
-template <class T>
-void winograd_conv2d(int threads, int tile, const Conv& s, Image<const T> x, const T* w, const T* bias,
-                     Activation activation, Image<T> y) {
-    const Index inputs = s.c / s.groups, outputs = s.o / s.groups, taps = s.kh * s.kw;
-    const Correlation c{s.groups, inputs, outputs, s.ph, s.pw};
-    const Weights<T> weights{w, outputs * inputs * taps, inputs * taps, taps, false};
-    if (s.kh == 5) correlate<4, 5>(threads, c, x, weights, bias, activation, y);
-    else if (tile == 4) correlate<4, 3>(threads, c, x, weights, bias, activation, y);
-    else correlate<6, 3>(threads, c, x, weights, bias, activation, y);
-}
-
-// dx = g * w turned round, with the channels' roles exchanged
-template <class T>
-void winograd_grad_x(int threads, int tile, const Conv& s, Image<const T> g, const T* w, const T* bias, Image<T> dx) {
-    const Index inputs = s.c / s.groups, outputs = s.o / s.groups, taps = s.kh * s.kw;
-    const Correlation c{s.groups, outputs, inputs, s.kh - 1 - s.ph, s.kw - 1 - s.pw};
-    const Weights<T> weights{w, outputs * inputs * taps, taps, inputs * taps, true};
-    if (s.kh == 5) correlate<4, 5>(threads, c, g, weights, bias, Activation::none, dx);
-    else if (tile == 4) correlate<4, 3>(threads, c, g, weights, bias, Activation::none, dx);
-    else correlate<6, 3>(threads, c, g, weights, bias, Activation::none, dx);
-}
-
 // --- the gradient in w --------------------------------------------------------------------------------------------
 
 // A task owns a panel of outputs and a share of the tiles, adds up its products S[pos][c][o] block by block, and leaves
@@ -639,13 +617,6 @@ void correlate_grad(int threads, const Conv& s, const Image<const T>& g, const I
     });
 }
 
-template <class T>
-void winograd_grad_w(int threads, int tile, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
-    if (s.kh == 5) correlate_grad<4, 5>(threads, s, g, x, dw);
-    else if (tile == 4) correlate_grad<4, 3>(threads, s, g, x, dw);
-    else correlate_grad<6, 3>(threads, s, g, x, dw);
-}
-
 // Bᵀ (N x N), A (N x M), G (N x K) as the transforms above apply them, for the tests.
 template <int M, int K, class T>
 void matrices(T* bt, T* a, T* g) {
@@ -666,11 +637,46 @@ void matrices(T* bt, T* a, T* g) {
     }
 }
 
+} // namespace winograd
+
+// --- the kernels --------------------------------------------------------------------------------------------------
+
+// y = x * w + bias; a tile of 4 or 6 outputs a side, 3 x 3 or 5 x 5 kernels (these with tiles of 4).
+template <class T>
+void winograd_conv2d(int threads, int tile, const Conv& s, Image<const T> x, const T* w, const T* bias,
+                     Activation activation, Image<T> y) {
+    const Index inputs = s.c / s.groups, outputs = s.o / s.groups, taps = s.kh * s.kw;
+    const winograd::Correlation c{s.groups, inputs, outputs, s.ph, s.pw};
+    const winograd::Weights<T> weights{w, outputs * inputs * taps, inputs * taps, taps, false};
+    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, x, weights, bias, activation, y);
+    else if (tile == 4) winograd::correlate<4, 3>(threads, c, x, weights, bias, activation, y);
+    else winograd::correlate<6, 3>(threads, c, x, weights, bias, activation, y);
+}
+
+// dx = g * w turned round, with the channels' roles exchanged
+template <class T>
+void winograd_grad_x(int threads, int tile, const Conv& s, Image<const T> g, const T* w, const T* bias, Image<T> dx) {
+    const Index inputs = s.c / s.groups, outputs = s.o / s.groups, taps = s.kh * s.kw;
+    const winograd::Correlation c{s.groups, outputs, inputs, s.kh - 1 - s.ph, s.kw - 1 - s.pw};
+    const winograd::Weights<T> weights{w, outputs * inputs * taps, taps, inputs * taps, true};
+    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, g, weights, bias, Activation::none, dx);
+    else if (tile == 4) winograd::correlate<4, 3>(threads, c, g, weights, bias, Activation::none, dx);
+    else winograd::correlate<6, 3>(threads, c, g, weights, bias, Activation::none, dx);
+}
+
+// dw = the correlation of x with g
+template <class T>
+void winograd_grad_w(int threads, int tile, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
+    if (s.kh == 5) winograd::correlate_grad<4, 5>(threads, s, g, x, dw);
+    else if (tile == 4) winograd::correlate_grad<4, 3>(threads, s, g, x, dw);
+    else winograd::correlate_grad<6, 3>(threads, s, g, x, dw);
+}
+
 template <class T>
 void winograd_matrices(int tile, int kernel, T* bt, T* a, T* g) {
-    if (kernel == 5) matrices<4, 5>(bt, a, g);
-    else if (tile == 4) matrices<4, 3>(bt, a, g);
-    else matrices<6, 3>(bt, a, g);
+    if (kernel == 5) winograd::matrices<4, 5>(bt, a, g);
+    else if (tile == 4) winograd::matrices<4, 3>(bt, a, g);
+    else winograd::matrices<6, 3>(bt, a, g);
 }
 
 } // namespace MINIDL_LEVEL
