@@ -465,7 +465,7 @@ void transform_outputs(const F& f, const T* m, Index plane, Index count, const T
             [&](int i, int j, V<T> v) {
                 if (i >= rows || j >= columns) return;
                 v += shift;
-                if (positive) v = relu<T>(v);
+                if (positive) v = winograd::relu<T>(v);
                 T* at = to + (i * y.w + j) * y.pitch + o;
                 if (part < lanes<T>) store_part(at, v, part);
                 else if (past) stream(at, v);
