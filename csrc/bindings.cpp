@@ -212,17 +212,23 @@ constexpr std::pair<const char*, Mode> modes[] = {
 template <class T>
 void forward(const Level& level, int threads, const Conv& s, Image<const T> x, const T* w, const T* b, Activation activation,
              Image<T> y) {
-    level.of(T()).direct_conv2d(threads, s, x, w, b, activation, y);
+    const int tile = plan(s, Pass::forward, conv_mode).tile;
+    if (tile) level.of(T()).winograd_conv2d(threads, tile, s, x, w, b, activation, y);
+    else level.of(T()).direct_conv2d(threads, s, x, w, b, activation, y);
 }
 
 template <class T>
 void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Image<T> dx) {
-    level.of(T()).direct_grad_x(threads, s, g, w, b, dx);
+    const int tile = plan(s, Pass::grad_x, conv_mode).tile;
+    if (tile) level.of(T()).winograd_grad_x(threads, tile, s, g, w, b, dx);
+    else level.of(T()).direct_grad_x(threads, s, g, w, b, dx);
 }
 
 template <class T>
 void grad_w(const Level& level, int threads, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
-    level.of(T()).direct_grad_w(threads, s, g, x, dw);
+    const int tile = plan(s, Pass::grad_w, conv_mode).tile;
+    if (tile) level.of(T()).winograd_grad_w(threads, tile, s, g, x, dw);
+    else level.of(T()).direct_grad_w(threads, s, g, x, dw);
 }
 
 // The exact mode: float32 arrays as float64, the same kernels, and one rounding at the end.
@@ -322,6 +328,17 @@ std::string get_conv_algorithm() {
     return "";
 }
 
+py::tuple winograd_matrices(int tile, int kernel) {
+    const int points = tile + kernel - 1;
+    if (!((kernel == 3 && (tile == 4 || tile == 6)) || (kernel == 5 && tile == 4)))
+        throw py::value_error("Winograd's tiles are F(4, 3), F(6, 3) and F(4, 5)");
+    const py::array bt = pooled<double>({points, points}), a = pooled<double>({points, tile}),
+                    g = pooled<double>({points, kernel});
+    const auto data = [](const py::array& m) { return static_cast<double*>(const_cast<void*>(m.data())); };
+    current_level().f64->winograd_matrices(tile, kernel, data(bt), data(a), data(g));
+    return py::make_tuple(bt, a, g);
+}
+
 py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation, Index threads) {
     const Shape s = shape_of(x);
     if (s.size() != 4) throw py::value_error("max_pool2d takes x (N, C, H, W), got shape " + text(s));
@@ -393,6 +410,7 @@ PYBIND11_MODULE(_C, m) {
         return py::make_tuple(a.used, a.peak, a.kept);
     }, "Bytes in buffers: in use now, most ever in use, kept for reuse.");
     m.def("empty_cache", empty_cache, "Give the buffers kept for reuse back to the system.");
+    m.def("winograd_matrices", winograd_matrices, py::arg("tile"), py::arg("kernel"));
     m.def("conv2d", conv2d_);
     m.def("conv2d_grad_x", conv2d_grad_x_);
     m.def("conv2d_grad_w", conv2d_grad_w_);

@@ -65,6 +65,12 @@ KERNEL_CASES = [
     ConvCase("depthwise, strided", (2, 5, 9, 9), (10, 1, 3, 3), stride=(2, 2), padding=(1, 1), groups=5),
     ConvCase("past a tile: 17 and 33", (1, 17, 17, 33), (9, 17, 3, 3), padding=(1, 1)),
     ConvCase("many channels, tiny maps", (9, 20, 3, 3), (35, 20, 3, 3), padding=(1, 1)),
+    ConvCase("3x3 tiles, channels past a vector", (2, 19, 13, 20), (34, 19, 3, 3), padding=(1, 1)),
+    ConvCase("3x3 tiles, three groups", (1, 27, 14, 12), (51, 9, 3, 3), padding=(0, 2), groups=3),
+    ConvCase("3x3 tiles, two panels", (1, 10, 25, 13), (70, 10, 3, 3), padding=(3, 4)),
+    ConvCase("3x3 of a narrow map", (2, 9, 2, 40), (9, 9, 3, 3), padding=(1, 0)),
+    ConvCase("5x5 tiles", (2, 18, 15, 15), (20, 9, 5, 5), padding=(2, 2), groups=2),
+    ConvCase("5x5, padding 4", (1, 8, 6, 11), (17, 8, 5, 5), padding=(4, 1)),
     ConvCase("1-D", (3, 4, 1, 301), (6, 4, 1, 7), padding=(0, 3)),
     ConvCase("1-D, strided", (2, 3, 1, 100), (5, 3, 1, 5), stride=(1, 3), padding=(0, 2)),
 ]

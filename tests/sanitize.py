@@ -17,7 +17,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/test_kernels.py", "tests/test_random_shapes.py", "tests/test_memory_kernels.py", "tests/test_dense.py"]
+TESTS = [
+    "tests/test_kernels.py",
+    "tests/test_random_shapes.py",
+    "tests/test_winograd.py",
+    "tests/test_memory_kernels.py",
+    "tests/test_dense.py",
+]
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
 
 

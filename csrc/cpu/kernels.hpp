@@ -31,6 +31,10 @@ struct Kernels {
     void (*direct_conv2d)(int threads, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
     void (*direct_grad_x)(int threads, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
     void (*direct_grad_w)(int threads, const Conv&, Image<const T> g, Image<const T> x, T* dw);
+    void (*winograd_conv2d)(int threads, int tile, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
+    void (*winograd_grad_x)(int threads, int tile, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
+    void (*winograd_grad_w)(int threads, int tile, const Conv&, Image<const T> g, Image<const T> x, T* dw);
+    void (*winograd_matrices)(int tile, int kernel, T* bt, T* a, T* g); // for the tests
 
     // layout (layout.hpp): any strides in (in elements, order N, C, H, W), channels innermost out
     void (*to_channels_last)(int threads, const T* x, const Index strides[4], Image<T> y);

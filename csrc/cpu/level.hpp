@@ -16,6 +16,7 @@
 
 #include "direct.hpp"
 #include "layout.hpp"
+#include "winograd.hpp"
 
 namespace minidl {
 namespace {
@@ -27,6 +28,10 @@ Kernels<T> make_table() {
     k.direct_conv2d = level::direct_conv2d<T>;
     k.direct_grad_x = level::direct_grad_x<T>;
     k.direct_grad_w = level::direct_grad_w<T>;
+    k.winograd_conv2d = level::winograd_conv2d<T>;
+    k.winograd_grad_x = level::winograd_grad_x<T>;
+    k.winograd_grad_w = level::winograd_grad_w<T>;
+    k.winograd_matrices = level::winograd_matrices<T>;
     k.to_channels_last = level::to_channels_last<T>;
     return k;
 }

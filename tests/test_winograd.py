@@ -1,0 +1,234 @@
+"""Winograd's convolution: its matrices from the points, its accuracy, and each of its tiles on many shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minidl import explain_conv, set_conv_algorithm, set_num_threads
+from minidl.backends import get_backend, get_num_threads, use_backend
+from tests.cases import KERNEL_CASES, ConvCase
+from tests.test_backends import require
+
+PAIRS = {6: ["3/4", "3/2"], 8: ["1", "2", "1/2"]}  # the points are 0, these with both signs, and infinity
+POSSIBLE = [
+    case for case in KERNEL_CASES if case.w[2:] in ((3, 3), (5, 5)) and (*case.stride, *case.dilation) == (1,) * 4
+]
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def cpp(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The cpp backend with Winograd asked for, at each instruction set that this processor has."""
+    require("cpp")
+    from minidl import _C
+
+    if request.param not in _C.simd_levels():
+        pytest.skip(f"this processor or build has no {request.param}")
+    before, threads = _C.simd_level(), get_num_threads()
+    _C.set_simd_level(request.param)
+    with use_backend("cpp"):
+        set_conv_algorithm("winograd")
+        yield get_backend()
+        set_conv_algorithm("auto")
+    _C.set_simd_level(before)
+    set_num_threads(threads)
+
+
+def channels_last(a: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def three_passes(
+    backend: Any, case: ConvCase, dtype: Any, mean: float = 0
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """y, dx and dw of a case, and what they are in float64 by the direct kernel."""
+    x, w, b, g = numbers(case, mean)
+    found, exact = [], []
+    for results, kind in ((found, dtype), (exact, np.float64)):
+        xs, ws, bs, gs = (channels_last(a.astype(kind)) if a.ndim == 4 else a.astype(kind) for a in (x, w, b, g))
+        set_conv_algorithm("winograd" if results is found else "direct")
+        results.append(backend.conv2d(xs, ws, bs, **case.options))
+        results.append(backend.conv2d_grad_x(gs, ws, x.shape, **case.options))
+        results.append(backend.conv2d_grad_w(gs, xs, w.shape, **case.options))
+    set_conv_algorithm("winograd")
+    return found, exact
+
+
+@cache
+def numbers(case: ConvCase, mean: float) -> list[np.ndarray]:
+    """x, w, b and g, rounded to float32, so that both precisions start from the same."""
+    rng = np.random.default_rng(len(case.name))
+    h, w = (case.x[i] + 2 * case.padding[i - 2] - case.w[i] + 1 for i in (2, 3))
+    shapes: list[tuple[int, ...]] = [case.x, case.w, case.w[:1], (case.x[0], case.w[0], h, w)]
+    means = [mean, 0, 0, mean]
+    return [(m + rng.standard_normal(shape)).astype(np.float32) for m, shape in zip(means, shapes, strict=True)]
+
+
+def error(found: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.abs(found - exact).max() / np.abs(exact).max())
+
+
+# --- the matrices ----------------------------------------------------------------------------------------------------
+
+
+def product(roots: list[Fraction]) -> list[Fraction]:
+    """Coefficients of the product of all (x - root), lowest power first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        coefficients = [s - root * c for s, c in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
+    return coefficients
+
+
+@pytest.mark.parametrize(("tile", "kernel"), [(4, 3), (6, 3), (4, 5)])
+def test_matrices_follow_from_the_points(tile: int, kernel: int) -> None:
+    require("cpp")
+    from minidl import _C
+
+    n = tile + kernel - 1
+    points = [Fraction(0)] + [sign * Fraction(p) for p in PAIRS[n] for sign in (1, -1)]
+    bt, a, g = np.zeros((n, n)), np.zeros((n, tile)), np.zeros((n, kernel))
+    for i, p in enumerate(points):
+        others = [q for q in points if q != p]
+        scale = np.prod([p - q for q in others])
+        bt[i, : n - 1] = product(others)
+        a[i] = [p**k for k in range(tile)]
+        g[i] = [p**k / scale for k in range(kernel)]
+    bt[-1], a[-1, -1], g[-1, -1] = product(points), 1, 1
+
+    d, f = np.arange(n) ** 2.0, np.arange(kernel) + 1.0  # Aᵀ [(G f) ⊙ (Bᵀ d)] is the correlation of d and f
+    np.testing.assert_allclose(a.T @ ((g @ f) * (bt @ d)), np.correlate(d, f), rtol=1e-12)
+    for ours, derived in zip(_C.winograd_matrices(tile, kernel), (bt, a, g), strict=True):
+        np.testing.assert_allclose(ours, derived, rtol=1e-15)
+
+
+def test_there_are_no_other_tiles() -> None:
+    require("cpp")
+    from minidl import _C
+
+    with pytest.raises(ValueError, match=r"F\(4, 3\), F\(6, 3\) and F\(4, 5\)"):
+        _C.winograd_matrices(6, 5)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("case", POSSIBLE, ids=lambda case: case.name)
+def test_rows_of_the_table(cpp: Any, case: ConvCase, dtype: Any) -> None:
+    for found, exact in zip(*three_passes(cpp, case, dtype), strict=True):
+        assert found.dtype == dtype
+        assert error(found, exact) < (3e-5 if dtype == np.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_shapes(cpp: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups, k = int(rng.choice([1, 1, 2, 3])), int(rng.choice([3, 5]))
+    top, left = (int(p) for p in rng.integers(0, 6, 2))
+    h, w = (max(int(size), k - 2 * p) for size, p in zip(rng.integers(1, 26, 2), (top, left), strict=True))
+    c, o = (groups * int(channels) for channels in rng.integers(1, 70, 2))
+    case = ConvCase(
+        f"seed {seed}", (int(rng.integers(1, 5)), c, h, w), (o, c // groups, k, k), (1, 1), (top, left), (1, 1), groups
+    )
+    set_num_threads(int(rng.integers(1, 4)))
+    for found, exact in zip(*three_passes(cpp, case, np.float64), strict=True):
+        assert error(found, exact) < 1e-13
+
+
+ACCURACY = [
+    ConvCase("16 channels, F(6, 3)", (1, 16, 128, 128), (16, 16, 3, 3), padding=(1, 1)),
+    ConvCase("128 channels, F(6, 3)", (1, 128, 60, 60), (64, 128, 3, 3), padding=(1, 1)),
+    ConvCase("384 channels, F(6, 3)", (4, 384, 36, 36), (32, 384, 3, 3), padding=(1, 1)),
+    ConvCase("384 channels, F(4, 3)", (8, 384, 7, 7), (64, 384, 3, 3), padding=(1, 1)),
+    ConvCase("groups of 48, F(4, 5)", (4, 96, 31, 31), (64, 48, 5, 5), padding=(2, 2), groups=2),
+]
+
+
+@pytest.mark.parametrize("mean", [0, 5])
+@pytest.mark.parametrize("case", ACCURACY, ids=lambda case: case.name)
+def test_accuracy_in_float32(case: ConvCase, mean: float) -> None:
+    """2e-5 of the largest output, 1e-4 for the gradient in w: what the documentation promises."""
+    require("cpp")
+    with use_backend("cpp"):
+        found, exact = three_passes(get_backend(), case, np.float32, mean)
+        set_conv_algorithm("auto")
+    errors = [error(f, e) for f, e in zip(found, exact, strict=True)]
+    assert max(errors[:2]) < 2e-5
+    assert errors[2] < 2e-5  # of the 1e-4 allowed
+
+
+def test_threads_change_no_bit(cpp: Any) -> None:
+    case = ConvCase("many tiles, two panels", (3, 40, 50, 41), (70, 20, 3, 3), padding=(1, 1), groups=2)
+    set_num_threads(1)
+    alone, _ = three_passes(cpp, case, np.float32)
+    for threads in (2, 5):
+        set_num_threads(threads)
+        for one, many in zip(alone, three_passes(cpp, case, np.float32)[0], strict=True):
+            assert np.array_equal(one, many)
+
+
+def test_bias_and_relu_are_applied_at_the_end(cpp: Any) -> None:
+    case = ConvCase("fused", (2, 9, 14, 11), (19, 9, 3, 3), padding=(1, 1))
+    x, w, b, _ = numbers(case, 0)
+    plain = cpp.conv2d(x, w, b, **case.options)
+    assert (plain < 0).any()
+    assert np.array_equal(cpp.conv2d(x, w, b, activation="relu", **case.options), np.maximum(plain, 0))
+
+
+def test_a_large_output_is_the_same_written_past_the_caches(cpp: Any) -> None:
+    case = ConvCase("17 MB", (1, 8, 520, 520), (16, 8, 3, 3), padding=(1, 1))
+    x, w, b, _ = numbers(case, 0)
+    set_conv_algorithm("direct")
+    exact = cpp.conv2d(x.astype(np.float64), w.astype(np.float64), b.astype(np.float64), **case.options)
+    set_conv_algorithm("winograd")
+    assert error(cpp.conv2d(x, w, b, **case.options), exact) < 2e-5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_reaches_all_that_sees_it(cpp: Any, value: float) -> None:
+    x, w = np.ones((1, 8, 20, 20), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    x[0, 3, 8, 9] = value
+    y = cpp.conv2d(x, w, None, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, activation="relu")
+    assert not np.isfinite(y[0, :, 7:10, 8:11]).any()
+    assert np.isfinite(y[0, :, 14:, 14:]).all()  # and at most the rest of its tiles
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_says_why() -> None:
+    require("cpp")
+    with use_backend("cpp"):
+
+        def why(x: tuple[int, ...], w: tuple[int, ...], **options: Any) -> str:
+            return explain_conv(x, w, **options).splitlines()[0]
+
+        set_conv_algorithm("auto")
+        assert (
+            why((4, 16, 512, 512), (16, 16, 3, 3), padding=1)
+            == "forward: Winograd F(6x6, 3x3): 5.0 times fewer multiplications"
+        )
+        assert (
+            why((64, 256, 7, 7), (384, 256, 3, 3), padding=1)
+            == "forward: Winograd F(4x4, 3x3): 3.1 times fewer multiplications"
+        )
+        assert why((64, 96, 15, 15), (256, 48, 5, 5), padding=2, groups=2).startswith("forward: Winograd F(4x4, 5x5)")
+        assert "stride 1" in why((1, 16, 30, 30), (16, 16, 3, 3), stride=2)
+        assert "dilation" in why((1, 16, 30, 30), (16, 16, 3, 3), dilation=2)
+        assert "3x3 and 5x5" in why((1, 16, 30, 30), (16, 16, 3, 5))
+        assert "fewer than 8 channels" in why((1, 3, 30, 30), (16, 3, 3, 3))
+        assert "hang over" in why((9, 16, 4, 4), (16, 16, 3, 3))
+        assert "fewer than 12 tiles" in why((2, 512, 7, 7), (512, 512, 3, 3), padding=1)
+        assert "Winograd" in explain_conv((2, 512, 7, 7), (512, 512, 3, 3), padding=1).splitlines()[2]
+        set_conv_algorithm("winograd")
+        assert why((1, 3, 30, 30), (16, 3, 3, 3)).endswith("asked for")
+        assert "stride 1" in why((1, 3, 30, 30), (16, 3, 3, 3), stride=2)
+        set_conv_algorithm("direct")
+        assert why((4, 16, 512, 512), (16, 16, 3, 3)) == "forward: direct: asked for"
+        set_conv_algorithm("auto")
