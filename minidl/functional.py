@@ -590,18 +590,6 @@ def _rows(x: Array) -> Array:
     return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _before(backend: Any, y: Array, activation: str) -> Any:
-    """The function that takes ∂L/∂y to ∂L/∂z, y = activation(z): all gradient functions of an op share one result."""
-    last: list[Array] = [None, None]
-
-    def grad(g: Array) -> Array:
-        if last[0] is not g:
-            last[:] = g, backend.activation_grad(g, y, activation)
-        return last[1]
-
-    return grad if activation else lambda g: g
-
-
 @op
 def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None, activation: str = "") -> Any:
     """y = x·weightᵀ + bias.   x (..., I), weight (O, I), bias (O,) -> y (..., O).
@@ -618,12 +606,13 @@ def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None, act
         )
     rows = _rows(x)
     y = backend.linear(rows, weight, bias, activation).reshape(*x.shape[:-1], len(weight))
-    before = _before(backend, y, activation)
+    before = _once(lambda g: _rows(backend.activation_grad(g, y, activation) if activation else g))
+    both = _once(lambda g: backend.linear_grad_w(before(g), rows))
     return (
         y,
-        lambda g: backend.linear_grad_x(_rows(before(g)), weight).reshape(x.shape),
-        lambda g: backend.linear_grad_w(_rows(before(g)), rows),
-        lambda g: _rows(before(g)).sum(axis=0),
+        lambda g: backend.linear_grad_x(before(g), weight).reshape(x.shape),
+        lambda g: both(g)[0],
+        lambda g: both(g)[1],
     )
 
 
@@ -1215,8 +1204,8 @@ def _mse(backend: Any, x: Array, t: Array, reduction: str) -> Any:
     scale = 1 if reduction == "sum" else 1 / x.size if x.size else math.nan
     # fmt: off
     return (backend.squared_error(x, t) * scale,
-            lambda g: _fold(backend.squared_error_grad(g * (2 * scale), x, t), x),
-            lambda g: _fold(backend.squared_error_grad(g * (2 * scale), t, x), t))
+            lambda g: _fold(backend.squared_error_grad(float(g) * (2 * scale), x, t), x),
+            lambda g: _fold(backend.squared_error_grad(float(g) * (2 * scale), t, x), t))
     # fmt: on
 
 

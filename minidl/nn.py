@@ -340,20 +340,24 @@ class Conv2d(_Conv):
     """Convolution of images.   x (N, in_channels, H, W) -> y (N, out_channels, OH, OW); see `functional.conv2d`."""
 
     dims = 2
+    fuses = ("relu",)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `functional.conv2d`."""
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, x: Tensor, activation: str = "") -> Tensor:
+        """See `functional.conv2d`; `activation` is that of a following ReLU, done in the same pass."""
+        options = (self.stride, self.padding, self.dilation, self.groups, activation)
+        return F.conv2d(x, self.weight, self.bias, *options)
 
 
 class Conv1d(_Conv):
     """Convolution of series, such as spectra.   x (N, in_channels, L) -> y (N, out_channels, OL)."""
 
     dims = 1
+    fuses = ("relu",)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `functional.conv1d`."""
-        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, x: Tensor, activation: str = "") -> Tensor:
+        """See `functional.conv1d`; `activation` is that of a following ReLU, done in the same pass."""
+        options = (self.stride, self.padding, self.dilation, self.groups, activation)
+        return F.conv1d(x, self.weight, self.bias, *options)
 
 
 class _ConvTranspose(_Conv):

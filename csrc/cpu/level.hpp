@@ -12,8 +12,10 @@
 
 #include "microkernel.hpp"
 
+#include "dense.hpp"
 #include "direct.hpp"
 #include "layout.hpp"
+#include "optim.hpp"
 
 namespace minidl {
 namespace {
@@ -26,6 +28,13 @@ Kernels<T> make_table() {
     k.direct_grad_x = level::direct_grad_x<T>;
     k.direct_grad_w = level::direct_grad_w<T>;
     k.to_channels_last = level::to_channels_last<T>;
+    k.linear = level::linear<T>;
+    k.linear_grad_x = level::linear_grad_x<T>;
+    k.linear_grad_w = level::linear_grad_w<T>;
+    k.squared_error = level::squared_error<T>;
+    k.squared_error_grad = level::squared_error_grad<T>;
+    k.sgd = level::sgd<T>;
+    k.adam = level::adam<T>;
     return k;
 }
 

@@ -324,10 +324,6 @@ class NumpyBackend:
             raise ValueError(f"activation is 'relu', 'tanh' or '', not {activation!r}")
         return y
 
-    def activation_grad(self, g: Array, y: Array, activation: str) -> Array:
-        """Give ∂L/∂z for y = activation(z) and g = ∂L/∂y: g where y > 0 for "relu", g·(1 − y²) for "tanh"."""
-        return self.xp.where(y > 0, g, 0) if activation == "relu" else g * (1 - y * y)  # type: ignore[no-any-return]
-
     def linear(self, x: Array, w: Array, b: Array | None, activation: str = "") -> Array:
         """Give activation(x·wᵀ + b).   x (N, I), w (O, I), b (O,) or None -> (N, O)."""
         y = x @ w.T
@@ -339,18 +335,18 @@ class NumpyBackend:
         """Give ∂L/∂x = g·w.   g (N, O), w (O, I) -> (N, I)."""
         return g @ w
 
-    def linear_grad_w(self, g: Array, x: Array) -> Array:
-        """Give ∂L/∂w = gᵀ·x.   g (N, O), x (N, I) -> (O, I)."""
-        return g.T @ x
+    def linear_grad_w(self, g: Array, x: Array) -> tuple[Array, Array]:
+        """Give ∂L/∂w = gᵀ·x and ∂L/∂b = Σ g.   g (N, O), x (N, I) -> (O, I), (O,)."""
+        return g.T @ x, g.sum(axis=0)
 
     def squared_error(self, x: Array, t: Array) -> Array:
         """Give Σ (x − t)² over arrays of one shape."""
         d = x - t
         return (d * d).sum()  # type: ignore[no-any-return]
 
-    def squared_error_grad(self, factor: Array, x: Array, t: Array) -> Array:
-        """Give factor·(x − t) for a factor of one element."""
-        return factor * (x - t)  # type: ignore[no-any-return]
+    def squared_error_grad(self, factor: float, x: Array, t: Array) -> Array:
+        """Give factor·(x − t)."""
+        return factor * (x - t)
 
     # Optimisers. All parameters of a group in one call; p and its running means change in place, g never does.
 
