@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -385,6 +386,198 @@ py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Index th
     });
 }
 
+// --- dense layers, squared error, optimisers ----------------------------------------------------------------------
+//
+// These run on small arrays too, where the way in costs more than the work, so they take only arrays that are ready: of one
+// dtype, contiguous, aligned. For others they give None or false, and array code takes over.
+
+template <class T>
+bool ready(const py::array& a) {
+    constexpr int wanted = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    return (a.flags() & wanted) == wanted && py::isinstance<py::array_t<T>>(a);
+}
+
+// f with float or double if all arrays are ready and hold it, else None.
+template <class F>
+py::object if_ready(std::initializer_list<const py::array*> arrays, F f) {
+    bool all32 = true, all64 = true;
+    for (const py::array* a : arrays) {
+        all32 = all32 && ready<float>(*a);
+        all64 = all64 && !all32 && ready<double>(*a);
+    }
+    if (all32) return f(float());
+    if (all64) return f(double());
+    return py::none();
+}
+
+template <class T>
+T* pointer(const py::array& a) {
+    return static_cast<T*>(const_cast<void*>(a.data()));
+}
+
+void check_dense(const char* name, const py::array& a, const py::array& b, int a_axis, int b_axis) {
+    if (a.ndim() != 2 || b.ndim() != 2 || a.shape(a_axis) != b.shape(b_axis))
+        throw py::value_error(std::string(name) + ": shapes " + text(shape_of(a)) + " and " + text(shape_of(b)) + " do not fit");
+    const double other = static_cast<double>(a.shape(1 - a_axis)) * static_cast<double>(b.shape(1 - b_axis));
+    if (other > 1e15) throw py::value_error(std::string(name) + ": too many numbers in the result");
+}
+
+py::object linear_(const py::array& x, const py::array& w, const std::optional<py::array>& b, bool relu, Index threads) {
+    check_dense("linear", x, w, 1, 1);
+    if (b && (b->ndim() != 1 || b->shape(0) != w.shape(0))) expect("b", shape_of(*b), {w.shape(0)});
+    threads = check_threads(threads);
+    return if_ready({&x, &w, b ? &*b : &w}, [&](auto zero) -> py::object {
+        using T = decltype(zero);
+        const Dense s{x.shape(0), x.shape(1), w.shape(0)};
+        py::array y = pooled<T>({s.n, s.o});
+        const T *px = pointer<T>(x), *pw = pointer<T>(w), *pb = b ? pointer<T>(*b) : nullptr;
+        T* to = pointer<T>(y);
+        const Kernels<T>& k = current_level().of(T());
+        without_gil([&] { k.linear(threads, s, px, pw, pb, relu ? Activation::relu : Activation::none, to); });
+        return std::move(y);
+    });
+}
+
+py::object linear_grad_x_(const py::array& g, const py::array& w, Index threads) {
+    check_dense("linear_grad_x", g, w, 1, 0);
+    threads = check_threads(threads);
+    return if_ready({&g, &w}, [&](auto zero) -> py::object {
+        using T = decltype(zero);
+        const Dense s{g.shape(0), w.shape(1), g.shape(1)};
+        py::array dx = pooled<T>({s.n, s.i});
+        const T *pg = pointer<T>(g), *pw = pointer<T>(w);
+        T* to = pointer<T>(dx);
+        const Kernels<T>& k = current_level().of(T());
+        without_gil([&] { k.linear_grad_x(threads, s, pg, pw, to); });
+        return std::move(dx);
+    });
+}
+
+py::object linear_grad_w_(const py::array& g, const py::array& x, Index threads) {
+    check_dense("linear_grad_w", g, x, 0, 0);
+    threads = check_threads(threads);
+    return if_ready({&g, &x}, [&](auto zero) -> py::object {
+        using T = decltype(zero);
+        const Dense s{g.shape(0), x.shape(1), g.shape(1)};
+        py::array dw = pooled<T>({s.o, s.i}), db = pooled<T>({s.o});
+        const T *pg = pointer<T>(g), *px = pointer<T>(x);
+        T *to = pointer<T>(dw), *sums = pointer<T>(db);
+        const Kernels<T>& k = current_level().of(T());
+        without_gil([&] { k.linear_grad_w(threads, s, pg, px, to, sums); });
+        return py::make_tuple(std::move(dw), std::move(db));
+    });
+}
+
+void check_same_shape(const char* name, const py::array& x, const py::array& t) {
+    if (x.ndim() != t.ndim() || !std::equal(x.shape(), x.shape() + x.ndim(), t.shape()))
+        throw py::value_error(std::string(name) + ": shapes " + text(shape_of(x)) + " and " + text(shape_of(t)) + " differ");
+}
+
+py::object squared_error_(const py::array& x, const py::array& t, Index threads) {
+    check_same_shape("squared_error", x, t);
+    threads = check_threads(threads);
+    return if_ready({&x, &t}, [&](auto zero) -> py::object {
+        using T = decltype(zero);
+        py::array_t<T> sum(Shape{});
+        const T *px = pointer<T>(x), *pt = pointer<T>(t);
+        T* to = sum.mutable_data();
+        const Kernels<T>& k = current_level().of(T());
+        const Index count = x.size();
+        without_gil([&] { *to = k.squared_error(threads, count, px, pt); });
+        return std::move(sum);
+    });
+}
+
+py::object squared_error_grad_(double factor, const py::array& x, const py::array& t, Index threads) {
+    check_same_shape("squared_error_grad", x, t);
+    threads = check_threads(threads);
+    return if_ready({&x, &t}, [&](auto zero) -> py::object {
+        using T = decltype(zero);
+        py::array dx = pooled<T>(shape_of(x));
+        const T *px = pointer<T>(x), *pt = pointer<T>(t);
+        T* to = pointer<T>(dx);
+        const Kernels<T>& k = current_level().of(T());
+        const Index count = x.size();
+        without_gil([&] { k.squared_error_grad(threads, count, static_cast<T>(factor), px, pt, to); });
+        return std::move(dx);
+    });
+}
+
+// What an optimiser is given, sorted by dtype; `complete` says whether all of it is ready: each parameter of one shape with
+// what belongs to it, all that changes writable, no two parameters in the same memory.
+struct Updates {
+    std::vector<Update<float>> f32;
+    std::vector<Update<double>> f64;
+    bool complete;
+
+    Updates(const py::list& params, const py::list& grads, const py::list& means, const py::list& squares) {
+        const size_t count = params.size();
+        if (grads.size() != count || (means.size() && means.size() != count) || (squares.size() && squares.size() != count))
+            throw py::value_error("an optimiser's lists must be of one length");
+        complete = true;
+        for (size_t k = 0; complete && k < count; ++k) {
+            const py::handle p = params[k], g = grads[k], m = means.size() ? means[k] : py::handle(),
+                             s = squares.size() ? squares[k] : py::handle();
+            complete = add(f32, p, g, m, s) || add(f64, p, g, m, s);
+        }
+        std::vector<std::pair<const char*, const char*>> places;
+        for (const auto& u : f32) places.emplace_back(reinterpret_cast<const char*>(u.p), reinterpret_cast<const char*>(u.p + u.size));
+        for (const auto& u : f64) places.emplace_back(reinterpret_cast<const char*>(u.p), reinterpret_cast<const char*>(u.p + u.size));
+        std::sort(places.begin(), places.end());
+        for (size_t k = 1; k < places.size(); ++k) complete = complete && places[k - 1].second <= places[k].first;
+    }
+
+    template <class F>
+    bool each(F f) {
+        if (complete) without_gil([&] { f(float(), f32), f(double(), f64); });
+        return complete;
+    }
+
+private:
+    template <class T>
+    static bool add(std::vector<Update<T>>& list, py::handle p, py::handle g, py::handle m, py::handle s) {
+        Update<T> u{};
+        if (!take(p, p, true, u.p, u.size)) return false;
+        T* gradient = nullptr;
+        if (!take(g, p, false, gradient, u.size) || (m && !take(m, p, true, u.m, u.size)) || (s && !take(s, p, true, u.s, u.size)))
+            return false;
+        u.g = gradient;
+        list.push_back(u);
+        return true;
+    }
+
+    template <class T>
+    static bool take(py::handle object, py::handle like, bool writable, T*& data, Index& size) {
+        if (!py::isinstance<py::array>(object)) return false;
+        const auto a = py::reinterpret_borrow<py::array>(object), p = py::reinterpret_borrow<py::array>(like);
+        if (!ready<T>(a) || (writable && !a.writeable()) || a.ndim() != p.ndim() || !std::equal(a.shape(), a.shape() + a.ndim(), p.shape()))
+            return false;
+        data = pointer<T>(a);
+        size = a.size();
+        return true;
+    }
+};
+
+bool sgd_step_(const py::list& params, const py::list& grads, const py::list& velocities, double lr, double momentum,
+               double dampening, double weight_decay, bool nesterov, Index threads) {
+    threads = check_threads(threads);
+    const SgdStep step{lr, momentum, dampening, weight_decay, nesterov};
+    const Level level = current_level();
+    return Updates(params, grads, velocities, py::list()).each([&](auto zero, const auto& list) {
+        if (!list.empty()) level.of(zero).sgd(threads, list.data(), list.size(), step);
+    });
+}
+
+bool adam_step_(const py::list& params, const py::list& grads, const py::list& means, const py::list& squares, double lr,
+                double beta1, double beta2, double eps, double weight_decay, bool decoupled, Index t, Index threads) {
+    threads = check_threads(threads);
+    const AdamStep step{lr, beta1, beta2, eps, weight_decay, decoupled, t};
+    const Level level = current_level();
+    return Updates(params, grads, means, squares).each([&](auto zero, const auto& list) {
+        if (!list.empty()) level.of(zero).adam(threads, list.data(), list.size(), step);
+    });
+}
+
 } // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -416,5 +609,12 @@ PYBIND11_MODULE(_C, m) {
     m.def("conv2d_grad_w", conv2d_grad_w_);
     m.def("max_pool2d", max_pool2d_);
     m.def("max_pool2d_grad", max_pool2d_grad_);
+    m.def("linear", linear_);
+    m.def("linear_grad_x", linear_grad_x_);
+    m.def("linear_grad_w", linear_grad_w_);
+    m.def("squared_error", squared_error_);
+    m.def("squared_error_grad", squared_error_grad_);
+    m.def("sgd_step", sgd_step_);
+    m.def("adam_step", adam_step_);
     current_level(); // so that a wrong MINIDL_SIMD is reported when the module is loaded
 }

@@ -204,7 +204,7 @@ def abs(backend: Any, x: Array) -> Any:
 def tanh(backend: Any, x: Array) -> Any:
     """y = tanh x,  ∂L/∂x = g·(1 − y²)."""
     y = backend.xp.tanh(_real(x))
-    return y, lambda g: g * (1 - y * y)
+    return y, lambda g: backend.activation_grad(g, y, "tanh")
 
 
 @op
@@ -587,12 +587,15 @@ def matmul(backend: Any, x: Array, y: Array) -> Any:
 
 def _rows(x: Array) -> Array:
     """All but the last dimension as one."""
-    return x.reshape(-1, x.shape[-1])
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 @op
-def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None) -> Any:
-    """y = x·weightᵀ + bias.   x (..., I), weight (O, I), bias (O,) -> y (..., O)."""
+def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None, activation: str = "") -> Any:
+    """y = x·weightᵀ + bias.   x (..., I), weight (O, I), bias (O,) -> y (..., O).
+
+    activation "relu" or "tanh" is applied in the same pass: y = activation(x·weightᵀ + bias).
+    """
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
         raise ValueError(f"linear: input of shape {x.shape} does not fit a weight of shape {weight.shape} (out, in)")
     if x.dtype != weight.dtype:
@@ -601,10 +604,16 @@ def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None) -> 
         raise ValueError(
             f"linear: bias is {bias.shape} {bias.dtype}, expected {weight.shape[:1]} {weight.dtype} as the weight"
         )
-    y = x @ weight.T
-    if bias is not None:
-        y += bias
-    return y, lambda g: g @ weight, lambda g: _rows(g).T @ _rows(x), lambda g: _rows(g).sum(axis=0)
+    rows = _rows(x)
+    y = backend.linear(rows, weight, bias, activation).reshape(*x.shape[:-1], len(weight))
+    before = _once(lambda g: _rows(backend.activation_grad(g, y, activation) if activation else g))
+    both = _once(lambda g: backend.linear_grad_w(before(g), rows))
+    return (
+        y,
+        lambda g: backend.linear_grad_x(before(g), weight).reshape(x.shape),
+        lambda g: both(g)[0],
+        lambda g: both(g)[1],
+    )
 
 
 # === probabilities ===================================================================================================
@@ -1166,29 +1175,49 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, rng: np.random.Gen
 
 
 def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction is 'none', 'mean' or 'sum', not {reduction!r}")
+    _check_reduction(reduction)
     return loss if reduction == "none" else getattr(loss, reduction)()
 
 
-def _difference(name: str, x: Tensor, target: Any) -> Tensor:
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction is 'none', 'mean' or 'sum', not {reduction!r}")
+
+
+def _target(name: str, x: Tensor, target: Any) -> Tensor:
+    """The target as a tensor; ValueError unless it has x's shape."""
     target = target if isinstance(target, Tensor) else Tensor(target)
     if x.shape != target.shape:
         raise ValueError(
             f"{name}: prediction {x.shape} and target {target.shape} must have one shape (broadcasting hides mistakes)"
         )
-    return sub(x, target)
+    return target  # type: ignore[no-any-return]
+
+
+@op
+def _mse(backend: Any, x: Array, t: Array, reduction: str) -> Any:
+    if reduction == "none":
+        d = x - t
+        return d * d, lambda g: _fold(2 * g * d, x), lambda g: _fold(-2 * g * d, t)
+    if reduction == "mean":
+        _check_floating("mse_loss", x)
+    scale = 1 if reduction == "sum" else 1 / x.size if x.size else math.nan
+    # fmt: off
+    return (backend.squared_error(x, t) * scale,
+            lambda g: _fold(backend.squared_error_grad(float(g) * (2 * scale), x, t), x),
+            lambda g: _fold(backend.squared_error_grad(float(g) * (2 * scale), t, x), t))
+    # fmt: on
 
 
 def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """(x − target)²."""
-    difference = _difference("mse_loss", x, target)
-    return _reduce(difference * difference, reduction)
+    _check_reduction(reduction)
+    return _mse(x, _target("mse_loss", x, target), reduction)
 
 
 def l1_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """|x − target|."""
-    return _reduce(abs(_difference("l1_loss", x, target)), reduction)
+    return _reduce(abs(x - _target("l1_loss", x, target)), reduction)
 
 
 @op
@@ -1202,7 +1231,7 @@ def huber_loss(x: Tensor, target: Any, reduction: str = "mean", delta: float = 1
     """½d² for |d| ≤ δ, else δ(|d| − ½δ), with d = x − target: quadratic near zero, linear for outliers. Huber 1964."""
     if not delta > 0:
         raise ValueError(f"huber_loss: delta must be positive, not {delta}")
-    return _reduce(_huber(_difference("huber_loss", x, target), delta), reduction)
+    return _reduce(_huber(x - _target("huber_loss", x, target), delta), reduction)
 
 
 def nll_loss(x: Tensor, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Tensor:

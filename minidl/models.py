@@ -64,7 +64,7 @@ class TanhNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """output(tanh(hidden(x)))."""
-        return self.output(self.hidden(x).tanh())  # type: ignore[no-any-return]
+        return self.output(self.hidden(x, activation="tanh"))  # type: ignore[no-any-return]
 
 
 class AlexNet(nn.Module):

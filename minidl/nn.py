@@ -199,9 +199,16 @@ class Sequential(Module):
             setattr(self, str(name), module)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each module applied to the result of the one before."""
-        for module in self.children():
-            x = module(x)
+        """Each module applied to the result of the one before; a layer and its activation in one op where it can."""
+        modules = list(self.children())[::-1]
+        while modules:
+            module = modules.pop()
+            activation = _fusible(module, modules[-1]) if modules else ""
+            if activation:
+                modules.pop()
+                x = module(x, activation=activation)
+            else:
+                x = module(x)
         return x
 
     def __len__(self) -> int:
@@ -213,6 +220,16 @@ class Sequential(Module):
     def __getitem__(self, index: Any) -> Any:
         chosen = list(self.named_children())[index]
         return Sequential(OrderedDict(chosen)) if isinstance(index, slice) else chosen[1]
+
+
+def _fusible(layer: Module, after: Module) -> str:
+    """The name of the activation `after` if `layer` can apply it itself: its class says so in `fuses`.
+
+    Not if a subclass may define another `forward`, or if someone watches one of the two (`graph.summary`).
+    """
+    name = after._name if type(after) in (ReLU, Tanh) else ""  # type: ignore[attr-defined]
+    watched = "forward" in vars(layer) or "forward" in vars(after)
+    return name if name in vars(type(layer)).get("fuses", ()) and not watched else ""
 
 
 class ModuleList(Module):
@@ -244,15 +261,17 @@ class ModuleList(Module):
 class Linear(Module):
     """y = x·weightᵀ + bias.   x (..., in_features) -> y (..., out_features)."""
 
+    fuses = ("relu", "tanh")  # the activations its forward can apply itself
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Rng = None) -> None:
         _positive(in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(init.default_uniform((out_features, in_features), in_features, rng))
         self.bias = Parameter(init.default_uniform((out_features,), in_features, rng)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `functional.linear`."""
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, activation: str = "") -> Tensor:
+        """See `functional.linear`; `activation` is that of a following ReLU or Tanh, done in the same pass."""
+        return F.linear(x, self.weight, self.bias, activation)
 
     def extra_repr(self) -> str:
         """See `Module.extra_repr`."""
@@ -321,20 +340,24 @@ class Conv2d(_Conv):
     """Convolution of images.   x (N, in_channels, H, W) -> y (N, out_channels, OH, OW); see `functional.conv2d`."""
 
     dims = 2
+    fuses = ("relu",)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `functional.conv2d`."""
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, x: Tensor, activation: str = "") -> Tensor:
+        """See `functional.conv2d`; `activation` is that of a following ReLU, done in the same pass."""
+        options = (self.stride, self.padding, self.dilation, self.groups, activation)
+        return F.conv2d(x, self.weight, self.bias, *options)
 
 
 class Conv1d(_Conv):
     """Convolution of series, such as spectra.   x (N, in_channels, L) -> y (N, out_channels, OL)."""
 
     dims = 1
+    fuses = ("relu",)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `functional.conv1d`."""
-        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, x: Tensor, activation: str = "") -> Tensor:
+        """See `functional.conv1d`; `activation` is that of a following ReLU, done in the same pass."""
+        options = (self.stride, self.padding, self.dilation, self.groups, activation)
+        return F.conv1d(x, self.weight, self.bias, *options)
 
 
 class _ConvTranspose(_Conv):

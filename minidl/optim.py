@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from . import lr_scheduler as lr_scheduler
+from .backends import get_backend
 from .tensor import Array, Tensor
 
 # As os does for os.path, so that `from minidl.optim.lr_scheduler import StepLR` works.
@@ -66,9 +67,8 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient; the others keep value and state."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p.data, p.grad, self.state.setdefault(p, {}), group)
+            params = [p for p in group["params"] if p.grad is not None]
+            self._update_all(params, [self.state.setdefault(p, {}) for p in params], group)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all that the next steps depend on: {"state": [one dict a parameter], "param_groups": [options]}.
@@ -127,6 +127,11 @@ class Optimizer:
         if options.get("nesterov") and not (options["momentum"] > 0 and options["dampening"] == 0):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
 
+    def _update_all(self, params: list[Any], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
+        """Update the parameters of a group that have a gradient: one by one, unless a backend does all in one pass."""
+        for p, state in zip(params, states, strict=True):
+            self._update(p.data, p.grad, state, group)
+
     def _update(self, p: Array, g: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Change the array `p` and the entries of `state` in place; `g` may be shared, so it is never changed."""
         raise NotImplementedError(f"{type(self).__name__} must define _update")
@@ -155,19 +160,14 @@ class SGD(Optimizer):
             params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
         )
 
-    def _update(self, p: Array, g: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        momentum = group["momentum"]
-        if group["weight_decay"]:
-            g = g + group["weight_decay"] * p
-        if momentum:
-            if "momentum_buffer" not in state:
-                v = state["momentum_buffer"] = g.copy()
-            else:
-                v = state["momentum_buffer"]
-                v *= momentum
-                v += (1 - group["dampening"]) * g
-            g = g + momentum * v if group["nesterov"] else v
-        p -= group["lr"] * g
+    def _update_all(self, params: list[Any], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
+        lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+        for started, ps, chosen in _alike(["momentum_buffer" in state for state in states], params, states):
+            vs = [_zeros(state, "momentum_buffer", p) for state, p in zip(chosen, ps, strict=True)] if momentum else []
+            dampening = group["dampening"] if started else 0.0  # v = g in the first step
+            grads = [p.grad for p in ps]
+            arrays = [p.data for p in ps]
+            get_backend().sgd_step(arrays, grads, vs, lr, momentum, dampening, weight_decay, group["nesterov"])
 
 
 class RMSprop(Optimizer):
@@ -235,17 +235,18 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def _update(self, p: Array, g: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        lr, (beta1, beta2) = group["lr"], group["betas"]
-        if group["weight_decay"] and self.decoupled:
-            p *= 1 - lr * group["weight_decay"]
-        elif group["weight_decay"]:
-            g = g + group["weight_decay"] * p
-        t = state["step"] = state.get("step", 0) + 1
-        m = _running_mean(state, "exp_avg", g, beta1)
-        s = _running_mean(state, "exp_avg_sq", g * g, beta2)
-        denominator = np.sqrt(s) / math.sqrt(1 - beta2**t) + group["eps"]
-        p -= lr / (1 - beta1**t) * (m / denominator)
+    def _update_all(self, params: list[Any], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
+        lr, (beta1, beta2), eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+        for state in states:
+            state["step"] = state.get("step", 0) + 1
+        for t, ps, chosen in _alike([state["step"] for state in states], params, states):
+            get_backend().adam_step(
+                [p.data for p in ps],
+                [p.grad for p in ps],
+                [_zeros(state, "exp_avg", p) for state, p in zip(chosen, ps, strict=True)],
+                [_zeros(state, "exp_avg_sq", p) for state, p in zip(chosen, ps, strict=True)],
+                *(lr, beta1, beta2, eps, weight_decay, self.decoupled, t),
+            )
 
 
 class AdamW(Adam):
@@ -311,6 +312,22 @@ def _running_mean(state: dict[str, Any], name: str, x: Array, beta: float) -> Ar
     m *= beta
     m += (1 - beta) * x
     return m
+
+
+def _zeros(state: dict[str, Any], name: str, p: Tensor) -> Array:
+    """The array state[name], zeros like the parameter at first."""
+    if name not in state:
+        state[name] = np.zeros_like(p.data)
+    return state[name]
+
+
+def _alike(
+    kinds: list[int], params: list[Any], states: list[dict[str, Any]]
+) -> Iterator[tuple[int, list[Any], list[dict[str, Any]]]]:
+    """The parameters of each kind with their states. Mostly all are of one: others had no gradient in some steps."""
+    for kind in sorted(set(kinds)):
+        chosen = [k for k, other in enumerate(kinds) if other == kind]
+        yield kind, [params[k] for k in chosen], [states[k] for k in chosen]
 
 
 def _plain(value: Any) -> Any:

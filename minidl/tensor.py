@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
 from contextvars import ContextVar
@@ -28,6 +29,8 @@ from .backends import get_backend
 Array: TypeAlias = Any  # an ndarray of the active backend: NumPy's, or another library's with the same methods
 Vjp: TypeAlias = Callable[[Array], Array]  # vector-Jacobian product: ∂L/∂(output) -> ∂L/∂(one input)
 
+FLOAT64 = np.dtype(np.float64)  # two dtypes compare faster than a dtype and a type
+_NUMPY_NAMES = (("axis", "dim"), ("keepdims", "keepdim"))
 _births = itertools.count()
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _anomaly: ContextVar[bool] = ContextVar("anomaly", default=False)
@@ -202,19 +205,15 @@ class Tensor:
             raise ValueError(f"gradient has shape {gradient.shape}, the tensor {self.shape}")
 
         pending: dict[int, Array] = {self.birth: gradient}  # ∂L/∂node, by birth; dropped as soon as it is used
+        anomaly = _anomaly.get()
         nodes = self._ancestors()
         while nodes:
             node = nodes.pop()
-            g = pending.pop(node.birth)
-            if node.is_leaf:
-                # A copy of its own: the same array may be another tensor's gradient too.
-                node.grad = get_backend().xp.array(g, order="C") if node.grad is None else node.grad + g
+            if not node.op:
+                g, references = _take(pending, node.birth)
+                node.grad = _own(g, references) if node.grad is None else node.grad + g
                 continue
-            for parent, vjp in zip(node.parents, node.vjps or (), strict=True):
-                share = vjp(g)
-                _check_gradient(node, parent, share)
-                before = pending.get(parent.birth)
-                pending[parent.birth] = share if before is None else before + share
+            _pass_on(node, pending.pop(node.birth), pending, anomaly)
             if not retain_graph:
                 node.parents, node.vjps = (), None
 
@@ -229,9 +228,10 @@ class Tensor:
                     f"this graph was used up by an earlier backward (at {node.op}): "
                     "call that one with backward(retain_graph=True), or compute the loss again"
                 )
-            new = [p for p in node.parents if p.birth not in found]
-            found.update((p.birth, p) for p in new)
-            stack += new
+            for parent in node.parents:
+                if parent.birth not in found:
+                    found[parent.birth] = parent
+                    stack.append(parent)
         return [found[birth] for birth in sorted(found)]
 
     # --- methods: each is the function of the same name in functional.py -----------------------------------------
@@ -295,17 +295,42 @@ def _as_array(data: Any, dtype: Any = None) -> Array:
     return array
 
 
-def _check_gradient(node: Tensor, parent: Tensor, gradient: Array) -> None:
-    if gradient.shape != parent.shape or gradient.dtype != parent.dtype:
-        raise RuntimeError(
-            f"the gradient function of {node.op} gave {gradient.shape} {gradient.dtype} "
-            f"for an input of {parent.shape} {parent.dtype}"
-        )
-    if _anomaly.get() and not get_backend().xp.isfinite(gradient).all():
-        raise FloatingPointError(
-            f"backward of {node.op} made the first NaN or Inf: the gradient for its input of shape {parent.shape}"
-            + (f" (made by {parent.op})" if parent.op else "")
-        )
+def _pass_on(node: Tensor, g: Array, pending: dict[int, Array], anomaly: bool) -> None:
+    """Add to `pending` what each parent of `node` receives of g = ∂L/∂node."""
+    for parent, vjp in zip(node.parents, node.vjps or (), strict=True):
+        share = vjp(g)
+        data = parent.data
+        if share.shape != data.shape or share.dtype != data.dtype:
+            raise RuntimeError(
+                f"the gradient function of {node.op} gave {share.shape} {share.dtype} "
+                f"for an input of {data.shape} {data.dtype}"
+            )
+        if anomaly and not get_backend().xp.isfinite(share).all():
+            raise FloatingPointError(
+                f"backward of {node.op} made the first NaN or Inf: the gradient for its input of shape {parent.shape}"
+                + (f" (made by {parent.op})" if parent.op else "")
+            )
+        before = pending.get(parent.birth)
+        pending[parent.birth] = share if before is None else before + share
+
+
+def _take(pending: dict[int, Array], birth: int) -> tuple[Array, int]:
+    """The pending gradient and the number of references to it."""
+    g = pending.pop(birth)
+    return g, sys.getrefcount(g)
+
+
+_ALONE = _take({0: np.empty(1)}, 0)[1]  # what counts as a single reference differs between versions of Python
+
+
+def _own(g: Array, references: int) -> Array:
+    """g as an array of its own, not copied where nothing else can see its memory.
+
+    Otherwise the same array may be the gradient of another tensor, or its memory that of another array.
+    """
+    if references == _ALONE and type(g) is np.ndarray and g.flags.c_contiguous and not isinstance(g.base, np.ndarray):
+        return g
+    return get_backend().xp.array(g, order="C")
 
 
 def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -319,41 +344,40 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[1:]
     names = [p.name for p in parameters if str(p.annotation).startswith("Array")]
+    count = len(names)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     name = function.__name__.lstrip("_")
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Tensor:
         if options:
-            for theirs, ours in (("axis", "dim"), ("keepdims", "keepdim")):
+            for theirs, ours in _NUMPY_NAMES:
                 if theirs in options:
                     options[ours] = options.pop(theirs)
             if not options.keys().isdisjoint(names):  # arrays given by name: put them in their places
                 bound = call.__signature__.bind(*args, **options)  # type: ignore[attr-defined]
                 bound.apply_defaults()
                 args, options = bound.args, bound.kwargs
-        count = len(args) if variadic else min(len(names), len(args))
-        inputs = args[:count]
+        inputs, others = (args, ()) if variadic else (args[:count], args[count:])
         backend = get_backend()
         arrays = [x.data if isinstance(x, Tensor) else _operand(x) for x in inputs]
-        value, *vjps = function(backend, *arrays, *args[count:], **options)
+        value, *vjps = function(backend, *arrays, *others, **options)
 
-        out = Tensor.__new__(Tensor)
         if isinstance(value, np.generic):
             value = np.asarray(value)
-        if value.dtype == np.float64 and not any(getattr(a, "dtype", None) == np.float64 for a in arrays):
+        if value.dtype == FLOAT64 and not any(hasattr(a, "dtype") and a.dtype == FLOAT64 for a in arrays):
             value = value.astype(np.float32)  # integers in, real numbers out: float32, as for Python floats
+        out = Tensor.__new__(Tensor)
         out.data, out.grad, out.birth = value, None, next(_births)
         out.op, out.parents, out.vjps, out.requires_grad = "", (), (), False
         if _recording.get():
-            links = [
-                (x, vjp)
-                for x, vjp in zip(inputs, vjps, strict=False)
-                if isinstance(x, Tensor) and x.requires_grad and vjp is not None
-            ]
-            if links:
-                out.parents, out.vjps = zip(*links, strict=True)
-                out.op, out.requires_grad = name, True
+            parents, needed = [], []
+            for x, vjp in zip(inputs, vjps, strict=False):
+                if vjp is not None and isinstance(x, Tensor) and x.requires_grad:
+                    parents.append(x)
+                    needed.append(vjp)
+            if parents:
+                out.op, out.parents, out.vjps, out.requires_grad = name, tuple(parents), tuple(needed), True
         if _anomaly.get():
             _check_value(name, backend.xp, arrays, value)
         return out

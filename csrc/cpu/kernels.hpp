@@ -22,6 +22,31 @@ struct Conv {
     Index n, c, h, w, o, kh, kw, oh, ow, sh, sw, ph, pw, dh, dw, groups;
 };
 
+// x (n, i), w (o, i) -> y (n, o)
+struct Dense {
+    Index n, i, o;
+};
+
+// A parameter with its gradient, running mean (SGD: velocity, or null) and running square (Adam).
+template <class T>
+struct Update {
+    T* p;
+    const T* g;
+    T *m, *s;
+    Index size;
+};
+
+struct SgdStep {
+    double lr, momentum, dampening, weight_decay;
+    bool nesterov;
+};
+
+struct AdamStep {
+    double lr, beta1, beta2, eps, weight_decay;
+    bool decoupled;
+    Index t; // this is step number t, from 1
+};
+
 enum class Activation { none, relu, tanh };
 
 template <class T>
@@ -38,6 +63,17 @@ struct Kernels {
 
     // layout (layout.hpp): any strides in (in elements, order N, C, H, W), channels innermost out
     void (*to_channels_last)(int threads, const T* x, const Index strides[4], Image<T> y);
+
+    // dense layers (dense.hpp): all rows contiguous; bias may be null; db (O) is the gradient of the bias
+    void (*linear)(int threads, const Dense&, const T* x, const T* w, const T* bias, Activation, T* y);
+    void (*linear_grad_x)(int threads, const Dense&, const T* g, const T* w, T* dx);
+    void (*linear_grad_w)(int threads, const Dense&, const T* g, const T* x, T* dw, T* db);
+    T (*squared_error)(int threads, Index count, const T* x, const T* t);
+    void (*squared_error_grad)(int threads, Index count, T factor, const T* x, const T* t, T* dx);
+
+    // optimisers (optim.hpp): all parameters of a group
+    void (*sgd)(int threads, const Update<T>*, Index count, const SgdStep&);
+    void (*adam)(int threads, const Update<T>*, Index count, const AdamStep&);
 };
 
 struct Level {

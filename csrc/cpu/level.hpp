@@ -14,8 +14,10 @@
 
 #include "strips.hpp"
 
+#include "dense.hpp"
 #include "direct.hpp"
 #include "layout.hpp"
+#include "optim.hpp"
 #include "winograd.hpp"
 
 namespace minidl {
@@ -33,6 +35,13 @@ Kernels<T> make_table() {
     k.winograd_grad_w = level::winograd_grad_w<T>;
     k.winograd_matrices = level::winograd_matrices<T>;
     k.to_channels_last = level::to_channels_last<T>;
+    k.linear = level::linear<T>;
+    k.linear_grad_x = level::linear_grad_x<T>;
+    k.linear_grad_w = level::linear_grad_w<T>;
+    k.squared_error = level::squared_error<T>;
+    k.squared_error_grad = level::squared_error_grad<T>;
+    k.sgd = level::sgd<T>;
+    k.adam = level::adam<T>;
     return k;
 }
 

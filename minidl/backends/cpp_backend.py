@@ -82,3 +82,43 @@ class CppBackend(NumpyBackend):
     def max_pool2d_grad(self, g: Array, index: Array, x_shape: Shape) -> Array:
         """As NumpyBackend.max_pool2d_grad."""
         return _C.max_pool2d_grad(g, index, x_shape, self.threads)
+
+    # Dense layers and optimisers: where arrays are not contiguous, or of another dtype, array code takes over.
+
+    def linear(self, x: Array, w: Array, b: Array | None, activation: str = "") -> Array:
+        """As NumpyBackend.linear."""
+        y = _C.linear(x, w, b, activation == "relu", self.threads)
+        if y is None:
+            return super().linear(x, w, b, activation)
+        return y if activation == "relu" else self.activate(y, activation)
+
+    def linear_grad_x(self, g: Array, w: Array) -> Array:
+        """As NumpyBackend.linear_grad_x."""
+        dx = _C.linear_grad_x(g, w, self.threads)
+        return super().linear_grad_x(g, w) if dx is None else dx
+
+    def linear_grad_w(self, g: Array, x: Array) -> tuple[Array, Array]:
+        """As NumpyBackend.linear_grad_w."""
+        return _C.linear_grad_w(g, x, self.threads) or super().linear_grad_w(g, x)
+
+    def squared_error(self, x: Array, t: Array) -> Array:
+        """As NumpyBackend.squared_error."""
+        total = _C.squared_error(x, t, self.threads)
+        return super().squared_error(x, t) if total is None else total
+
+    def squared_error_grad(self, factor: float, x: Array, t: Array) -> Array:
+        """As NumpyBackend.squared_error_grad."""
+        dx = _C.squared_error_grad(factor, x, t, self.threads)
+        return super().squared_error_grad(factor, x, t) if dx is None else dx
+
+    def sgd_step(self, params: list[Array], grads: list[Array], velocities: list[Array], *options: Any) -> None:
+        """As NumpyBackend.sgd_step."""
+        if not _C.sgd_step(params, grads, velocities, *options, self.threads):
+            super().sgd_step(params, grads, velocities, *options)
+
+    def adam_step(
+        self, params: list[Array], grads: list[Array], means: list[Array], squares: list[Array], *options: Any
+    ) -> None:
+        """As NumpyBackend.adam_step."""
+        if not _C.adam_step(params, grads, means, squares, *options, self.threads):
+            super().adam_step(params, grads, means, squares, *options)

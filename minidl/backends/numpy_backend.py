@@ -6,6 +6,7 @@ It is also the base class of all other backends, which override what they do fas
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -310,6 +311,92 @@ class NumpyBackend:
         plane = xp.arange(n * c).reshape(n, c, 1, 1) * (h * w)
         total = xp.bincount((index + plane).ravel(), weights=g.ravel(), minlength=n * c * h * w)
         return total.astype(g.dtype).reshape(x_shape)  # type: ignore[no-any-return]
+
+    # Dense layers. Their products are BLAS's.
+
+    def activate(self, y: Array, activation: str) -> Array:
+        """Give max(y, 0) for "relu", tanh y for "tanh", y itself for "": written over y."""
+        if activation == "relu":
+            return self.xp.maximum(y, 0, out=y)  # type: ignore[no-any-return]
+        if activation == "tanh":
+            return self.xp.tanh(y, out=y)  # type: ignore[no-any-return]
+        if activation:
+            raise ValueError(f"activation is 'relu', 'tanh' or '', not {activation!r}")
+        return y
+
+    def linear(self, x: Array, w: Array, b: Array | None, activation: str = "") -> Array:
+        """Give activation(x·wᵀ + b).   x (N, I), w (O, I), b (O,) or None -> (N, O)."""
+        y = x @ w.T
+        if b is not None:
+            y += b
+        return self.activate(y, activation)
+
+    def linear_grad_x(self, g: Array, w: Array) -> Array:
+        """Give ∂L/∂x = g·w.   g (N, O), w (O, I) -> (N, I)."""
+        return g @ w
+
+    def linear_grad_w(self, g: Array, x: Array) -> tuple[Array, Array]:
+        """Give ∂L/∂w = gᵀ·x and ∂L/∂b = Σ g.   g (N, O), x (N, I) -> (O, I), (O,)."""
+        return g.T @ x, g.sum(axis=0)
+
+    def squared_error(self, x: Array, t: Array) -> Array:
+        """Give Σ (x − t)² over arrays of one shape."""
+        d = x - t
+        return (d * d).sum()  # type: ignore[no-any-return]
+
+    def squared_error_grad(self, factor: float, x: Array, t: Array) -> Array:
+        """Give factor·(x − t)."""
+        return factor * (x - t)
+
+    # Optimisers. All parameters of a group in one call; p and its running means change in place, g never does.
+
+    def sgd_step(
+        self,
+        params: list[Array],
+        grads: list[Array],
+        velocities: list[Array],
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        """Give each p the step of `optim.SGD`; without momentum there are no velocities."""
+        for k, (p, g) in enumerate(zip(params, grads, strict=True)):
+            if weight_decay:
+                g = g + weight_decay * p
+            if momentum:
+                v = velocities[k]
+                v *= momentum
+                v += (1 - dampening) * g
+                g = g + momentum * v if nesterov else v
+            p -= lr * g
+
+    def adam_step(
+        self,
+        params: list[Array],
+        grads: list[Array],
+        means: list[Array],
+        squares: list[Array],
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        t: int,
+    ) -> None:
+        """Give each p the step number t of `optim.Adam`, or of `optim.AdamW` (decoupled)."""
+        for p, g, m, s in zip(params, grads, means, squares, strict=True):
+            if decoupled:
+                p *= 1 - lr * weight_decay
+            elif weight_decay:
+                g = g + weight_decay * p
+            m *= beta1
+            m += (1 - beta1) * g
+            s *= beta2
+            s += (1 - beta2) * (g * g)
+            p -= lr / (1 - beta1**t) * (m / (self.xp.sqrt(s) / math.sqrt(1 - beta2**t) + eps))
 
 
 def _inside(size: int, out: int, stride: int, offset: int) -> tuple[slice, slice]:

@@ -1,0 +1,197 @@
+// Dense layers: y = act(x wᵀ + b) and its gradients dx = g w, dw = gᵀ x, for x (N, I), w (O, I), g and y (N, O).
+#pragma once
+
+namespace minidl {
+namespace MINIDL_LEVEL {
+
+constexpr Index task_work = 1 << 18;  // products of a task, at least: some 2 µs
+constexpr Index product_depth = 256;  // rows of a panel of 2 vectors: 32 KB
+
+template <int BYTES>
+struct Integer {
+    using type = int;
+};
+template <>
+struct Integer<8> {
+    using type = long long;
+};
+
+// How many of `count` units of `work` products each go into one task, at most `most`; tasks are of nearly equal size.
+struct Cut {
+    Index tasks, count;
+    Cut(Index count, Index work, Index most)
+        : tasks(ceil_div(count, min(most, max<Index>(1, task_work / max<Index>(1, work))))), count(count) {}
+    Index start(Index task) const { return count * task / tasks; }
+};
+
+// Exchange, between rows a and b of a block, the lanes that stand on the wrong side of its diagonal: those of a whose number
+// has the bit H with those of b that have it not.
+template <class T, int H>
+MINIDL_INLINE void exchange(V<T>& a, V<T>& b) {
+#if defined(__GNUC__) && !defined(__clang__)
+    typename Vector<typename Integer<sizeof(T)>::type, MINIDL_BYTES>::type first, second;
+    for (int j = 0; j < lanes<T>; ++j) first[j] = j & H ? lanes<T> + j - H : j, second[j] = j & H ? lanes<T> + j : j + H;
+    const V<T> upper = __builtin_shuffle(a, b, first);
+    b = __builtin_shuffle(a, b, second);
+    a = upper;
+#else
+    const V<T> above = a, below = b;
+    for (int j = 0; j < lanes<T>; ++j) a[j] = j & H ? below[j - H] : above[j], b[j] = j & H ? below[j] : above[j + H];
+#endif
+}
+
+// Transpose a block of lanes x lanes numbers: for each bit of row and column, one pass of exchanges.
+template <class T, int H = lanes<T> / 2>
+MINIDL_INLINE void transpose(V<T> (&rows)[lanes<T>]) {
+    if constexpr (H > 0) {
+        for (int r = 0; r < lanes<T>; ++r)
+            if (!(r & H)) exchange<T, H>(rows[r], rows[r + H]);
+        transpose<T, H / 2>(rows);
+    }
+}
+
+// to (columns, lanes) = from (rows, columns) transposed, rows <= lanes; the missing ones are zeros.
+template <class T>
+void transpose_rows(const T* from, Index ld, Index rows, Index columns, T* to, Index ldt) {
+    constexpr Index L = lanes<T>;
+    V<T> block[L];
+    for (Index j = 0; j < columns; j += L) {
+        for (Index r = 0; r < L; ++r)
+            block[r] = r >= rows ? V<T>{} : columns - j >= L ? load(from + r * ld + j) : load_part(from + r * ld + j, columns - j);
+        transpose<T>(block);
+        for (Index c = 0; c < min(L, columns - j); ++c) store(to + (j + c) * ldt, block[c]);
+    }
+}
+
+// Vectors lie along the images, so x is transposed first, (N, I) -> N / panel times (I, panel); w is read as it lies.
+template <class T>
+void linear(int threads, const Dense& s, const T* x, const T* w, const T* bias, Activation activation, T* y) {
+    constexpr Index L = lanes<T>, most = 96, start = 0;
+    const int vectors = s.n > L ? 2 : 1;
+    const Index panel = vectors * L, panels = ceil_div(s.n, panel);
+    const Cut is(ceil_div(s.i, L), 16 * L * panel, 64), os(s.o, s.i * panel, most);
+    if (s.n * s.i * s.o < task_work) threads = 1;
+    T* turned = scratch<T>(2, panels * panel * s.i); // of this thread, seen by all
+    parallel(s.n * s.i < task_work / 8 ? 1 : threads, panels * vectors * is.tasks, [&](Index task) {
+        const Index n = task / is.tasks * L, from = is.start(task % is.tasks) * L, to = min(s.i, is.start(task % is.tasks + 1) * L);
+        transpose_rows(x + n * s.i + from, s.i, max<Index>(0, min(L, s.n - n)), to - from,
+                       turned + n / panel * panel * s.i + n % panel + from * panel, panel);
+    });
+    parallel(threads, panels * os.tasks, [&](Index task) {
+        const Index n = task / os.tasks * panel, o = os.start(task % os.tasks), rows = os.start(task % os.tasks + 1) - o;
+        T* sums = scratch<T>(0, most * panel); // y transposed: (rows, panel)
+        for (Index k = 0; k == 0 || k < s.i; k += product_depth) {
+            const Product<T> p{w + o * s.i + k, s.i, 1, 1, min(s.i - k, product_depth), &start,
+                               turned + n * s.i + k * panel, panel, sums, panel};
+            k ? product<T, true>(rows, vectors, p) : product<T, false>(rows, vectors, p);
+        }
+        V<T> block[L];
+        for (Index j = 0; j < rows; j += L) {
+            const Index columns = min(L, rows - j);
+            const V<T> shift = bias ? load_part(bias + o + j, columns) : V<T>{};
+            for (Index i = n; i < min(s.n, n + panel); i += L) {
+                for (Index r = 0; r < L; ++r) block[r] = r < columns ? load(sums + (j + r) * panel + i - n) : V<T>{};
+                transpose<T>(block);
+                for (Index r = 0; r < min(L, s.n - i); ++r) {
+                    V<T> v = block[r] + shift;
+                    if (activation == Activation::relu)
+                        for (int k = 0; k < L; ++k) v[k] = v[k] < 0 ? T(0) : v[k];
+                    T* to = y + (i + r) * s.o + o + j;
+                    columns == L ? store(to, v) : store_part(to, v, columns);
+                }
+            }
+        }
+    });
+}
+
+// C (rows, columns) = A B for columns first ... last - 1, in panels of 2 vectors. A(r, k) = a[r * ar + k * ak], B (depth, ld)
+// and C (rows, ld) are matrices of contiguous rows. What is no whole vector at the rows' ends is done in working memory.
+template <class T>
+void columns_product(Index rows, Index depth, const T* a, Index ar, Index ak, const T* b, T* c, Index ld, Index first,
+                     Index last) {
+    constexpr Index start = 0;
+    const Index tail = last % lanes<T>, end = last - tail; // only the end of a row is no whole vector: see panels
+    for (Index k = 0; k == 0 || k < depth; k += product_depth) {
+        const Index length = min(depth - k, product_depth);
+        Product<T> p{a + k * ak, ar, ak, 1, length, &start, nullptr, ld, nullptr, ld};
+        for (Index j = first; j < end; j += 2 * lanes<T>) {
+            const int vectors = end - j > lanes<T> ? 2 : 1;
+            p.b = b + k * ld + j, p.c = c + j;
+            k ? product<T, true>(rows, vectors, p) : product<T, false>(rows, vectors, p);
+        }
+        if (tail && end >= first) {
+            T* part = scratch<T>(1, (length + rows) * lanes<T>);
+            T* sums = part + length * lanes<T>;
+            for (Index r = 0; r < length; ++r)
+                for (Index j = 0; j < lanes<T>; ++j) part[r * lanes<T> + j] = j < tail ? b[(k + r) * ld + end + j] : T(0);
+            p.b = part, p.c = sums, p.ldb = p.ldc = lanes<T>;
+            product<T, false>(rows, 1, p);
+            for (Index r = 0; r < rows; ++r)
+                for (Index j = 0; j < tail; ++j) c[r * ld + end + j] = (k ? c[r * ld + end + j] : T(0)) + sums[r * lanes<T> + j];
+        }
+    }
+}
+
+template <class T>
+void linear_grad_x(int threads, const Dense& s, const T* g, const T* w, T* dx) {
+    constexpr Index panel = 2 * lanes<T>;
+    const Cut ns(s.n, 0, 96), is(ceil_div(s.i, panel), min<Index>(s.n, 96) * s.o * panel, 16);
+    parallel(s.n * s.i * s.o < task_work ? 1 : threads, ns.tasks * is.tasks, [&](Index task) {
+        const Index n = ns.start(task / is.tasks), rows = ns.start(task / is.tasks + 1) - n;
+        const Index first = is.start(task % is.tasks) * panel, last = min(s.i, is.start(task % is.tasks + 1) * panel);
+        columns_product(rows, s.o, g + n * s.o, s.o, 1, w, dx + n * s.i, s.i, first, last);
+    });
+}
+
+template <class T>
+void linear_grad_w(int threads, const Dense& s, const T* g, const T* x, T* dw, T* db) {
+    constexpr Index panel = 2 * lanes<T>;
+    const Cut os(s.o, 0, 96), is(ceil_div(s.i, panel), min<Index>(s.o, 96) * s.n * panel, 16);
+    parallel(s.n * s.i * s.o < task_work ? 1 : threads, os.tasks * is.tasks, [&](Index task) {
+        const Index o = os.start(task / is.tasks), rows = os.start(task / is.tasks + 1) - o;
+        const Index first = is.start(task % is.tasks) * panel, last = min(s.i, is.start(task % is.tasks + 1) * panel);
+        columns_product(rows, s.n, g + o, 1, s.o, x, dw + o * s.i, s.i, first, last);
+        if (first == 0) {
+            for (Index j = o; j < o + rows; ++j) db[j] = 0;
+            for (Index n = 0; n < s.n; ++n)
+                for (Index j = o; j < o + rows; ++j) db[j] += g[n * s.o + j];
+        }
+    });
+}
+
+// sum (x - t)^2: a sum for each block, those in order.
+template <class T>
+T squared_error(int threads, Index count, const T* x, const T* t) {
+    constexpr Index block = 1 << 14;
+    const Index blocks = ceil_div(count, block);
+    T* sums = scratch<T>(0, blocks);
+    parallel(blocks > 2 ? threads : 1, blocks, [&](Index task) {
+        V<T> sum{};
+        const Index to = min(count, (task + 1) * block);
+        Index k = task * block;
+        for (; k + lanes<T> <= to; k += lanes<T>) {
+            const V<T> d = load(x + k) - load(t + k);
+            sum += d * d;
+        }
+        const V<T> d = load_part(x + k, to - k) - load_part(t + k, to - k);
+        sum += d * d;
+        T total = 0;
+        for (int j = 0; j < lanes<T>; ++j) total += sum[j];
+        sums[task] = total;
+    });
+    T total = 0;
+    for (Index k = 0; k < blocks; ++k) total += sums[k];
+    return total;
+}
+
+// dx = factor (x - t)
+template <class T>
+void squared_error_grad(int threads, Index count, T factor, const T* x, const T* t, T* dx) {
+    constexpr Index block = 1 << 14;
+    parallel(count > 2 * block ? threads : 1, ceil_div(count, block), [&](Index task) {
+        for (Index k = task * block; k < min(count, (task + 1) * block); ++k) dx[k] = factor * (x[k] - t[k]);
+    });
+}
+
+} // namespace MINIDL_LEVEL
+} // namespace minidl
