@@ -15,6 +15,12 @@
 #include "direct.hpp"
 #include "layout.hpp"
 
+#include "rows.hpp"
+
+#include "elementwise.hpp"
+#include "norm.hpp"
+#include "pool.hpp"
+
 namespace minidl {
 namespace {
 
@@ -25,6 +31,20 @@ Kernels<T> make_table() {
     k.direct_conv2d = level::direct_conv2d<T>;
     k.direct_grad_x = level::direct_grad_x<T>;
     k.direct_grad_w = level::direct_grad_w<T>;
+    k.relu = level::relu<T>;
+    k.activation_grad = level::activation_grad<T>;
+    k.add = level::add<T>;
+    k.dropout = level::dropout<T>;
+    k.channel_sum = level::channel_sum<T>;
+    k.concatenate = level::concatenate<T>;
+    k.batch_norm = level::batch_norm<T>;
+    k.batch_norm_grad = level::batch_norm_grad<T>;
+    k.max_pool2d = level::max_pool2d<T, unsigned char>;
+    k.max_pool2d_wide = level::max_pool2d<T, int>;
+    k.max_pool2d_grad = level::max_pool2d_grad<T, unsigned char>;
+    k.max_pool2d_grad_wide = level::max_pool2d_grad<T, int>;
+    k.avg_pool2d = level::avg_pool2d<T>;
+    k.avg_pool2d_grad = level::avg_pool2d_grad<T>;
     k.to_channels_last = level::to_channels_last<T>;
     return k;
 }
