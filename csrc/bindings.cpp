@@ -13,9 +13,10 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/kernels.hpp"
-#include "cpu/max_pool2d.hpp"
 #include "cpu/plan.hpp"
 
 namespace py = pybind11;
@@ -340,49 +341,290 @@ py::tuple winograd_matrices(int tile, int kernel) {
     return py::make_tuple(bt, a, g);
 }
 
-py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation, Index threads) {
-    const Shape s = shape_of(x);
-    if (s.size() != 4) throw py::value_error("max_pool2d takes x (N, C, H, W), got shape " + text(s));
-    check_sizes(s);
-    check_sizes({s[0], s[1], out[0], out[1]});
-    check_options({kernel, stride, dilation}, padding);
-    if (static_cast<double>(s[2]) * static_cast<double>(s[3]) > std::numeric_limits<std::int32_t>::max())
-        throw py::value_error("max_pool2d: an image of " + text(s) + " has more pixels than an index can count");
+// --- kernels bound by memory: arrays of any number of dimensions
+
+bool same_strides(const py::array& a, const py::array& b) { // axes of size 1 apart; in elements
+    if (a.ndim() != b.ndim()) return false;
+    for (int d = 0; d < a.ndim(); ++d)
+        if (a.shape(d) > 1 && a.strides(d) / a.itemsize() != b.strides(d) / b.itemsize()) return false;
+    return true;
+}
+
+bool gapless(const py::array& a) { // without gaps in memory, in whatever order of the axes
+    std::vector<std::pair<py::ssize_t, py::ssize_t>> axes;
+    for (int d = 0; d < a.ndim(); ++d)
+        if (a.shape(d) != 1) axes.emplace_back(a.strides(d), a.shape(d));
+    std::sort(axes.begin(), axes.end());
+    py::ssize_t step = a.itemsize();
+    for (const auto& [stride, size] : axes) {
+        if (stride != step) return false;
+        step *= size;
+    }
+    return reinterpret_cast<std::uintptr_t>(a.data()) % a.itemsize() == 0;
+}
+
+// (N, C, ...) as (N, C, H, W), and back; NumPy copies only what cannot be seen that way.
+py::array as_images(const py::array& a) {
+    if (a.ndim() == 4) return a;
+    if (a.ndim() < 2) throw py::value_error("images are (N, C, ...), got shape " + text(shape_of(a)));
+    py::ssize_t count = 1;
+    for (int d = 2; d < a.ndim(); ++d) count *= a.shape(d);
+    return a.attr("reshape")(py::make_tuple(a.shape(0), a.shape(1), 1, count));
+}
+
+py::array shaped(const py::array& a, const Shape& shape) {
+    return shape_of(a) == shape ? a : py::array(a.attr("reshape")(py::cast(shape)));
+}
+
+// Arrays of one shape whose elements are taken one by one, and a result beside them: all as they lie, if they lie alike
+// and without gaps, else as images.
+template <class T>
+struct Elements {
+    std::vector<py::array> kept;
+    std::vector<Image<const T>> in;
+    py::array result;
+    Image<T> out;
+
+    Elements(std::initializer_list<py::array> arrays, int threads) {
+        const py::array& first = *arrays.begin();
+        const Shape shape = shape_of(first);
+        bool alike = gapless(first);
+        for (const py::array& a : arrays) alike = alike && same_strides(a, first);
+        for (const py::array& a : arrays) alike = alike && reinterpret_cast<std::uintptr_t>(a.data()) % sizeof(T) == 0;
+        if (!alike && shape.size() >= 2) {
+            for (const py::array& a : arrays) {
+                const ImagesIn<T> images(as_images(a), threads);
+                kept.push_back(images.array);
+                in.push_back(images.view);
+            }
+            const ImagesOut<T> images(in[0].n, in[0].c, in[0].h, in[0].w);
+            result = shaped(images.array, shape);
+            out = images.view;
+            return;
+        }
+        for (const py::array& a : arrays) kept.push_back(alike ? a : py::array(Array<T>(a)));
+        Shape strides;
+        if (alike && first.size())
+            for (int d = 0; d < first.ndim(); ++d) strides.push_back(first.strides(d) / first.itemsize());
+        result = pooled<T>(shape, strides);
+        const Index count = first.size();
+        for (const py::array& a : kept) in.push_back({static_cast<const T*>(a.data()), 1, count, 1, 1, count});
+        out = {static_cast<T*>(result.mutable_data()), 1, count, 1, 1, count};
+    }
+};
+
+// Numbers beside images, in bytes or ints: without gaps, channels innermost; itself where it is so, else a copy.
+template <class I>
+py::array gapless_images(const py::array& a) {
+    const Index c = a.shape(1), h = a.shape(2), w = a.shape(3), unit = sizeof(I);
+    const Index wanted[] = {h * w * c * unit, unit, w * c * unit, c * unit};
+    bool ready = reinterpret_cast<std::uintptr_t>(a.data()) % unit == 0;
+    for (int d = 0; d < 4; ++d) ready = ready && (a.shape(d) == 1 || a.strides(d) == wanted[d]);
+    if (ready || !a.size()) return a;
+    const ImagesOut<I> copy(a.shape(0), c, h, w);
+    copy.array[py::ellipsis()] = a;
+    return copy.array;
+}
+
+py::array relu_(py::array x, Index threads) {
     threads = check_threads(threads);
-    return dispatch({{"x", x}}, [&](auto zero) -> py::tuple {
+    return dispatch({{"x", x}}, [&](auto zero) -> py::array {
         using T = decltype(zero);
-        const Array<T> xs(x);
-        const Shape y_shape{s[0], s[1], out[0], out[1]};
-        Array<T> y(y_shape);
-        py::array_t<std::int64_t> index(y_shape);
-        const Pool2d shape{s[0] * s[1], s[2], s[3], out[0], out[1], kernel[0], kernel[1], stride[0], stride[1],
-                           padding[0], padding[1], dilation[0], dilation[1]};
-        const T* px = xs.data();
-        T* py_ = y.mutable_data();
-        std::int64_t* pi = index.mutable_data();
-        without_gil([&] { max_pool2d(threads, shape, px, py_, pi); });
-        return py::make_tuple(y, index);
+        const Elements<T> e({x}, threads);
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).relu(threads, e.in[0], e.out); });
+        return e.result;
     });
 }
 
-py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Index threads) {
-    const Shape s = shape_of(g);
-    check_sizes(x_shape);
-    if (s.size() != 4 || x_shape.size() != 4 || s[0] != x_shape[0] || s[1] != x_shape[1])
-        throw py::value_error("max_pool2d_grad: g " + text(s) + " does not belong to an input of shape " + text(x_shape));
-    expect("index", shape_of(index), s);
-    if (!py::isinstance<py::array_t<std::int64_t>>(index)) throw py::type_error("max_pool2d_grad: index must be int64");
+py::array activation_grad_(py::array g, py::array y, const std::string& activation, Index threads) {
+    expect("g", shape_of(g), shape_of(y));
+    if (activation != "relu" && activation != "tanh") throw py::value_error("there is no activation '" + activation + "'");
+    threads = check_threads(threads);
+    return dispatch({{"g", g}, {"y", y}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const Elements<T> e({g, y}, threads);
+        const Level level = current_level();
+        const Activation which = activation == "relu" ? Activation::relu : Activation::tanh;
+        without_gil([&] { level.of(T()).activation_grad(threads, which, e.in[0], e.in[1], e.out); });
+        return e.result;
+    });
+}
+
+py::array add_(py::array x, py::array y, Index threads) {
+    expect("y", shape_of(y), shape_of(x));
+    threads = check_threads(threads);
+    return dispatch({{"x", x}, {"y", y}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const Elements<T> e({x, y}, threads);
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).add(threads, e.in[0], e.in[1], e.out); });
+        return e.result;
+    });
+}
+
+py::array channel_sum_(py::array g, Index threads) {
     threads = check_threads(threads);
     return dispatch({{"g", g}}, [&](auto zero) -> py::array {
         using T = decltype(zero);
-        const Array<T> gs(g);
-        const Array<std::int64_t> is(index);
-        Array<T> dx(x_shape);
-        const T* pg = gs.data();
-        const std::int64_t* pi = is.data();
-        T* pdx = dx.mutable_data();
-        without_gil([&] { max_pool2d_grad(threads, s[0] * s[1], x_shape[2] * x_shape[3], s[2] * s[3], pg, pi, pdx); });
-        return dx;
+        const ImagesIn<T> gs(as_images(g), threads);
+        const py::array sums = pooled<T>({gs.view.c});
+        T* to = static_cast<T*>(const_cast<void*>(sums.data()));
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).channel_sum(threads, gs.view, to); });
+        return sums;
+    });
+}
+
+py::array concatenate_(const std::vector<py::array>& xs, Index threads) { // along the channels
+    if (xs.empty()) throw py::value_error("concatenate needs at least one array");
+    threads = check_threads(threads);
+    Shape shape = shape_of(xs[0]);
+    if (shape.size() < 2) throw py::value_error("images are (N, C, ...), got shape " + text(shape));
+    shape[1] = 0;
+    bool all32 = true, all64 = true;
+    for (const py::array& x : xs) {
+        Shape wanted = shape_of(x);
+        if (wanted.size() < 2) throw py::value_error("images are (N, C, ...), got shape " + text(wanted));
+        shape[1] += std::exchange(wanted[1], shape[1]);
+        wanted[1] = shape[1];
+        expect("the first array, with all the channels so far,", shape, wanted);
+        all32 &= py::isinstance<py::array_t<float>>(x);
+        all64 &= py::isinstance<py::array_t<double>>(x);
+    }
+    if (!all32 && !all64) throw py::type_error("kernels take arrays that are all float32 or all float64");
+    const auto run = [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        std::vector<ImagesIn<T>> in;
+        std::vector<Image<const T>> views;
+        for (const py::array& x : xs) views.push_back(in.emplace_back(as_images(x), threads).view);
+        const ImagesOut<T> y(views[0].n, shape[1], views[0].h, views[0].w);
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).concatenate(threads, static_cast<Index>(views.size()), views.data(), y.view); });
+        return shaped(y.array, shape);
+    };
+    return all32 ? run(float()) : run(double());
+}
+
+// --- normalisation
+
+template <class T>
+const T* pointer(const std::optional<py::array>& a, Array<T>& kept) { // null where there is none
+    if (!a) return nullptr;
+    kept = Array<T>(*a);
+    return kept.data();
+}
+
+void expect_channels(std::initializer_list<std::pair<const char*, std::optional<py::array>>> arrays, py::ssize_t channels) {
+    for (const auto& [name, a] : arrays)
+        if (a) expect(name, shape_of(*a), {channels});
+}
+
+py::tuple batch_norm_(py::array x, std::optional<py::array> weight, std::optional<py::array> bias,
+                      std::optional<py::array> mean, std::optional<py::array> var, double eps, bool with_relu, Index threads) {
+    const Shape shape = shape_of(x);
+    if (shape.size() < 2) throw py::value_error("batch_norm takes x (N, C, ...), got shape " + text(shape));
+    if (!mean != !var) throw py::value_error("batch_norm takes mean and var, or neither");
+    expect_channels({{"weight", weight}, {"bias", bias}, {"mean", mean}, {"var", var}}, shape[1]);
+    threads = check_threads(threads);
+    const auto or_x = [&](const std::optional<py::array>& a) { return a ? *a : x; };
+    const auto arrays = {std::pair<const char*, py::array>{"x", x}, {"weight", or_x(weight)}, {"bias", or_x(bias)},
+                         {"mean", or_x(mean)}, {"var", or_x(var)}};
+    return dispatch(arrays, [&](auto zero) -> py::tuple {
+        using T = decltype(zero);
+        const ImagesIn<T> xs(as_images(x), threads);
+        const ImagesOut<T> y(xs.view.n, xs.view.c, xs.view.h, xs.view.w);
+        Array<T> ws, bs;
+        const T *w = pointer<T>(weight, ws), *b = pointer<T>(bias, bs);
+        const py::array means = mean ? py::array(Array<T>(*mean)) : pooled<T>({shape[1]});
+        const py::array vars = var ? py::array(Array<T>(*var)) : pooled<T>({shape[1]});
+        T *m = static_cast<T*>(const_cast<void*>(means.data())), *v = static_cast<T*>(const_cast<void*>(vars.data()));
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).batch_norm(threads, xs.view, w, b, eps, with_relu, !mean, m, v, y.view); });
+        return py::make_tuple(shaped(y.array, shape), means, vars);
+    });
+}
+
+py::tuple batch_norm_grad_(py::array g, py::array x, py::array mean, py::array var, std::optional<py::array> weight,
+                           std::optional<py::array> bias, double eps, bool with_relu, bool training, Index threads) {
+    const Shape shape = shape_of(x);
+    if (shape.size() < 2) throw py::value_error("batch_norm takes x (N, C, ...), got shape " + text(shape));
+    expect("g", shape_of(g), shape);
+    expect_channels({{"weight", weight}, {"bias", bias}, {"mean", mean}, {"var", var}}, shape[1]);
+    threads = check_threads(threads);
+    const auto or_x = [&](const std::optional<py::array>& a) { return a ? *a : x; };
+    const auto arrays = {std::pair<const char*, py::array>{"g", g}, {"x", x}, {"mean", mean}, {"var", var},
+                         {"weight", or_x(weight)}, {"bias", or_x(bias)}};
+    return dispatch(arrays, [&](auto zero) -> py::tuple {
+        using T = decltype(zero);
+        const ImagesIn<T> gs(as_images(g), threads), xs(as_images(x), threads);
+        const ImagesOut<T> dx(xs.view.n, xs.view.c, xs.view.h, xs.view.w);
+        const Array<T> ms(mean), vs(var);
+        Array<T> ws, bs;
+        const T *w = pointer<T>(weight, ws), *b = pointer<T>(bias, bs), *m = ms.data(), *v = vs.data();
+        const py::array dweight = pooled<T>({shape[1]}), dbias = pooled<T>({shape[1]});
+        T *dw = static_cast<T*>(const_cast<void*>(dweight.data())), *db = static_cast<T*>(const_cast<void*>(dbias.data()));
+        const Level level = current_level();
+        without_gil([&] {
+            level.of(T()).batch_norm_grad(threads, gs.view, xs.view, m, v, w, b, eps, with_relu, training, dx.view, dw, db);
+        });
+        return py::make_tuple(shaped(dx.array, shape), dweight, dbias);
+    });
+}
+
+// --- pooling
+
+Pool check_pool(const char* name, const Shape& x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+    if (x.size() != 4) throw py::value_error(std::string(name) + " takes x (N, C, H, W), got shape " + text(x));
+    check_sizes(x);
+    check_sizes({x[0], x[1], out[0], out[1]});
+    check_options({kernel, stride, dilation}, padding);
+    if (kernel[0] * kernel[1] > 1 << 24) throw py::value_error(std::string(name) + ": a window has at most 2**24 pixels");
+    return {x[0], x[1], x[2], x[3], out[0], out[1], kernel[0], kernel[1], stride[0], stride[1],
+            padding[0], padding[1], dilation[0], dilation[1]};
+}
+
+py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation, Index threads) {
+    const Pool s = check_pool("max_pool2d", shape_of(x), out, kernel, stride, padding, dilation);
+    threads = check_threads(threads);
+    return dispatch({{"x", x}}, [&](auto zero) -> py::tuple {
+        using T = decltype(zero);
+        const ImagesIn<T> xs(x, threads);
+        const ImagesOut<T> y(s.n, s.c, s.oh, s.ow);
+        const Kernels<T>& k = current_level().of(T());
+        const auto run = [&](auto index, auto kernel) {
+            const ImagesOut<decltype(index)> at(s.n, s.c, s.oh, s.ow);
+            without_gil([&] { kernel(threads, s, xs.view, y.view, at.view.data); });
+            return py::make_tuple(y.array, at.array);
+        };
+        return s.kh * s.kw <= 256 ? run(std::uint8_t(), k.max_pool2d) : run(int(), k.max_pool2d_wide);
+    });
+}
+
+py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Pair kernel, Pair stride, Pair padding, Pair dilation,
+                           Index threads) {
+    const Shape out = shape_of(g);
+    if (out.size() != 4 || x_shape.size() != 4 || out[0] != x_shape[0] || out[1] != x_shape[1])
+        throw py::value_error("max_pool2d_grad: g " + text(out) + " does not belong to an input of shape " + text(x_shape));
+    const Pool s = check_pool("max_pool2d_grad", x_shape, {out[2], out[3]}, kernel, stride, padding, dilation);
+    expect("index", shape_of(index), out);
+    const bool narrow = s.kh * s.kw <= 256;
+    if (narrow ? !py::isinstance<py::array_t<std::uint8_t>>(index) : !py::isinstance<py::array_t<int>>(index))
+        throw py::type_error(std::string("max_pool2d_grad: index must be ") + (narrow ? "uint8" : "int32"));
+    threads = check_threads(threads);
+    return dispatch({{"g", g}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const ImagesIn<T> gs(g, threads);
+        const ImagesOut<T> dx(s.n, s.c, s.h, s.w);
+        const Kernels<T>& k = current_level().of(T());
+        const auto run = [&](auto unit, auto kernel) {
+            using I = decltype(unit);
+            const py::array at = gapless_images<I>(index);
+            const I* numbers = static_cast<const I*>(at.data());
+            without_gil([&] { kernel(threads, s, gs.view, numbers, dx.view); });
+            return dx.array;
+        };
+        return narrow ? run(std::uint8_t(), k.max_pool2d_grad) : run(int(), k.max_pool2d_grad_wide);
     });
 }
 
@@ -607,6 +849,13 @@ PYBIND11_MODULE(_C, m) {
     m.def("conv2d", conv2d_);
     m.def("conv2d_grad_x", conv2d_grad_x_);
     m.def("conv2d_grad_w", conv2d_grad_w_);
+    m.def("relu", relu_);
+    m.def("activation_grad", activation_grad_);
+    m.def("add", add_);
+    m.def("channel_sum", channel_sum_);
+    m.def("concatenate", concatenate_);
+    m.def("batch_norm", batch_norm_);
+    m.def("batch_norm_grad", batch_norm_grad_);
     m.def("max_pool2d", max_pool2d_);
     m.def("max_pool2d_grad", max_pool2d_grad_);
     m.def("linear", linear_);

@@ -51,10 +51,49 @@ def conv2d_grad_w(
     threads: int,
     /,
 ) -> Array: ...
+def relu(x: Array, threads: int, /) -> Array: ...
+def activation_grad(g: Array, y: Array, activation: str, threads: int, /) -> Array: ...
+def add(x: Array, y: Array, threads: int, /) -> Array: ...
+def channel_sum(g: Array, threads: int, /) -> Array: ...
+def concatenate(xs: Sequence[Array], threads: int, /) -> Array: ...
+def batch_norm(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array | None,
+    var: Array | None,
+    eps: float,
+    relu: bool,
+    threads: int,
+    /,
+) -> tuple[Array, Array, Array]: ...
+def batch_norm_grad(
+    g: Array,
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    relu: bool,
+    training: bool,
+    threads: int,
+    /,
+) -> tuple[Array, Array, Array]: ...
 def max_pool2d(
     x: Array, out: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, threads: int, /
 ) -> tuple[Array, Array]: ...
-def max_pool2d_grad(g: Array, index: Array, x_shape: Sequence[int], threads: int, /) -> Array: ...
+def max_pool2d_grad(
+    g: Array,
+    index: Array,
+    x_shape: Sequence[int],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    threads: int,
+    /,
+) -> Array: ...
 def linear(x: Array, w: Array, b: Array | None, relu: bool, threads: int, /) -> Array | None: ...
 def linear_grad_x(g: Array, w: Array, threads: int, /) -> Array | None: ...
 def linear_grad_w(g: Array, x: Array, threads: int, /) -> tuple[Array, Array] | None: ...

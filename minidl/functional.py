@@ -225,8 +225,8 @@ def _passed(xp: Any, g: Array, mask: Array) -> Array:
 @op
 def relu(backend: Any, x: Array) -> Any:
     """max(x, 0); the gradient at 0 is 0. NaN stays NaN."""
-    y = backend.xp.maximum(x, 0)
-    return y, lambda g: _passed(backend.xp, g, y > 0)
+    y = backend.relu(x)
+    return y, lambda g: backend.activation_grad(g, y, "relu")
 
 
 @op
@@ -503,7 +503,7 @@ def _concatenate(backend: Any, *xs: Array, dim: int) -> Any:
     def part(k: int) -> Any:
         return lambda g: g[(*before, slice(ends[k] - xs[k].shape[axis], ends[k]))].astype(xs[k].dtype, copy=False)
 
-    return backend.xp.concatenate(xs, axis=axis), *(part(k) for k in range(len(xs)))
+    return backend.concatenate(xs, axis), *(part(k) for k in range(len(xs)))
 
 
 def concatenate(tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
@@ -831,9 +831,9 @@ def _pool_options(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1
 
 
 @op
-def _max_pool2d(backend: Any, x: Array, options: dict[str, Any]) -> Any:
-    y, index = backend.max_pool2d(x, **options)
-    return y, lambda g: backend.max_pool2d_grad(g, index, x.shape)
+def _max_pool2d(backend: Any, x: Array, options: dict[str, Any], ceil_mode: bool) -> Any:
+    y, index = backend.max_pool2d(x, **options, ceil_mode=ceil_mode)
+    return y, lambda g: backend.max_pool2d_grad(g, index, x.shape, **options)
 
 
 def max_pool2d(
@@ -849,8 +849,7 @@ def max_pool2d(
     x (N, C, H, W) -> y (N, C, OH, OW). stride: the kernel's size by default. ceil_mode rounds OH up, so that the last
     window may hang over the edge, as long as it starts inside the image or its padding at the front.
     """
-    options = _pool_options(kernel_size, stride, padding, dilation)
-    return _max_pool2d(x, {**options, "ceil_mode": bool(ceil_mode)})
+    return _max_pool2d(x, _pool_options(kernel_size, stride, padding, dilation), bool(ceil_mode))
 
 
 def max_pool1d(
@@ -1065,6 +1064,29 @@ def _normalize(
     return y, grad_x, lambda g: _fold(g * unit, weight), lambda g: _fold(g, bias)
 
 
+@op
+def _batch_norm(
+    backend: Any,
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running: tuple[Array, Array] | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> Any:
+    fixed = not training and running is not None
+    given = [a.astype(x.dtype) for a in running] if fixed and running is not None else (None, None)
+    y, mean, var = backend.batch_norm(x, weight, bias, *given, eps, activation)
+    if training and running is not None:
+        count = x.size // x.shape[1]
+        for kept, new in zip(running, (mean, var * (count / (count - 1))), strict=True):
+            kept += momentum * (new - kept)
+    grads = _once(lambda g: backend.batch_norm_grad(g, x, mean, var, weight, bias, eps, activation, not fixed))
+    return y, lambda g: grads(g)[0], lambda g: grads(g)[1], lambda g: grads(g)[2]
+
+
 def batch_norm(
     x: Tensor,
     running_mean: Array | None,
@@ -1074,15 +1096,21 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: str = "",
 ) -> Tensor:
     """Each channel scaled to mean 0 and variance 1 over the batch, then by `weight` and `bias`.   x (N, C, ...).
 
     While training, the arrays `running_mean` and `running_var` (C,) move towards the batch's mean and unbiased
     variance by `momentum`, in place; otherwise they are used instead of the batch's. Ioffe & Szegedy 2015, algorithm 1.
-    ValueError for a wrong number of channels, or a training batch with a single value per channel.
+    activation "relu" cuts y at 0 while it is written, which saves a pass through memory.
+    ValueError for a wrong number of channels, or a training batch with a single value per channel; TypeError for a
+    weight or bias of another dtype.
     """
     if x.ndim < 2:
         raise ValueError(f"batch_norm: input must be (N, C, ...), not {x.shape}")
+    _check_floating("batch_norm", x)
+    if activation not in ("", "relu"):
+        raise ValueError(f"batch_norm: activation is '' or 'relu', not {activation!r}")
     if isinstance(running_mean, Tensor) and isinstance(running_var, Tensor):
         running_mean, running_var = running_mean.data, running_var.data
     for name, a in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):
@@ -1090,24 +1118,13 @@ def batch_norm(
             raise ValueError(
                 f"batch_norm: {name} has shape {tuple(a.shape)}, expected ({x.shape[1]},) for input {x.shape}"
             )
-    channels = (1, -1) + (1,) * (x.ndim - 2)
-    w, b = (None if t is None else reshape(t, channels) for t in (weight, bias))
-    if training or running_mean is None or running_var is None:
-        axes = (0, *range(2, x.ndim))
-        count = x.size // x.shape[1] if x.shape[1] else 0
-        if training and count < 2:
-            raise ValueError(
-                f"batch_norm: more than one value per channel is needed to train, input has shape {x.shape}"
-            )
-        mean, var = _moments(x, axes)
-        if training and running_mean is not None and running_var is not None:
-            running_mean += momentum * (mean.ravel() - running_mean)
-            running_var += momentum * (var.ravel() * (count / (count - 1)) - running_var)
-        return _normalize(x, w, b, mean, var, axes, eps)
-    scale = 1 / get_backend().xp.sqrt(running_var + eps).reshape(channels)
-    scale = scale if w is None else w * scale
-    shift = scale * -running_mean.reshape(channels)
-    return add(mul(x, scale), shift if b is None else shift + b)  # one product and one sum for each element
+    for name, a in (("weight", weight), ("bias", bias)):
+        if a is not None and a.dtype != x.dtype:
+            raise TypeError(f"batch_norm: input is {x.dtype} but {name} is {a.dtype}: convert one with astype")
+    if training and x.size < 2 * x.shape[1]:
+        raise ValueError(f"batch_norm: more than one value per channel is needed to train, input has shape {x.shape}")
+    running = None if running_mean is None or running_var is None else (running_mean, running_var)
+    return _batch_norm(x, weight, bias, running, training, momentum, eps, activation)
 
 
 def layer_norm(

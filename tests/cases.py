@@ -41,9 +41,14 @@ class PoolCase(NamedTuple):
     ceil_mode: bool = False
 
     @property
+    def window(self) -> dict[str, Any]:
+        """The keyword arguments of the kernel's gradient."""
+        return {key: getattr(self, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+
+    @property
     def options(self) -> dict[str, Any]:
         """The keyword arguments of the kernel."""
-        return {key: getattr(self, key) for key in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
+        return {**self.window, "ceil_mode": self.ceil_mode}
 
 
 KERNEL_CASES = [
@@ -86,6 +91,7 @@ POOL_CASES = [
     PoolCase("dilated", (2, 2, 9, 12), (2, 3), (2, 1), (1, 1), (3, 2)),
     PoolCase("1-D", (3, 2, 1, 33), (1, 4), (1, 4)),
     PoolCase("one pixel", (1, 1, 1, 1), (1, 1), (1, 1)),
+    PoolCase("more taps than a byte counts", (2, 3, 20, 19), (17, 16), (2, 3), (8, 1)),
     PoolCase("many planes", (17, 16, 12, 12), (3, 3), (2, 2), (1, 1)),
 ]
 

@@ -47,6 +47,11 @@ struct AdamStep {
     Index t; // this is step number t, from 1
 };
 
+// x (n, c, h, w) -> y (n, c, oh, ow)
+struct Pool {
+    Index n, c, h, w, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw;
+};
+
 enum class Activation { none, relu, tanh };
 
 template <class T>
@@ -60,6 +65,28 @@ struct Kernels {
     void (*winograd_grad_x)(int threads, int tile, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
     void (*winograd_grad_w)(int threads, int tile, const Conv&, Image<const T> g, Image<const T> x, T* dw);
     void (*winograd_matrices)(int tile, int kernel, T* bt, T* a, T* g); // for the tests
+
+    // elementwise (elementwise.hpp); `kept` has no gaps, a byte an element
+    void (*relu)(int threads, Image<const T> x, Image<T> y);
+    void (*activation_grad)(int threads, Activation, Image<const T> g, Image<const T> y, Image<T> dx);
+    void (*add)(int threads, Image<const T> x, Image<const T> y, Image<T> z);
+    void (*dropout)(int threads, Image<const T> x, const unsigned char* kept, T scale, Image<T> y);
+    void (*channel_sum)(int threads, Image<const T> g, T* sums);
+    void (*concatenate)(int threads, Index count, const Image<const T>* xs, Image<T> y);
+
+    // normalisation (norm.hpp): weight and bias (C) may be null; mean and var (C) are written while training
+    void (*batch_norm)(int threads, Image<const T> x, const T* weight, const T* bias, double eps, bool relu, bool training,
+                       T* mean, T* var, Image<T> y);
+    void (*batch_norm_grad)(int threads, Image<const T> g, Image<const T> x, const T* mean, const T* var, const T* weight,
+                            const T* bias, double eps, bool relu, bool training, Image<T> dx, T* dweight, T* dbias);
+
+    // pooling (pool.hpp): index (n, oh, ow, c) without gaps, in bytes for windows of at most 256 taps; count (oh, ow)
+    void (*max_pool2d)(int threads, const Pool&, Image<const T> x, Image<T> y, unsigned char* index);
+    void (*max_pool2d_wide)(int threads, const Pool&, Image<const T> x, Image<T> y, int* index);
+    void (*max_pool2d_grad)(int threads, const Pool&, Image<const T> g, const unsigned char* index, Image<T> dx);
+    void (*max_pool2d_grad_wide)(int threads, const Pool&, Image<const T> g, const int* index, Image<T> dx);
+    void (*avg_pool2d)(int threads, const Pool&, Image<const T> x, const T* count, Image<T> y);
+    void (*avg_pool2d_grad)(int threads, const Pool&, Image<const T> g, const T* count, Image<T> dx);
 
     // layout (layout.hpp): any strides in (in elements, order N, C, H, W), channels innermost out
     void (*to_channels_last)(int threads, const T* x, const Index strides[4], Image<T> y);

@@ -20,6 +20,12 @@
 #include "optim.hpp"
 #include "winograd.hpp"
 
+#include "rows.hpp"
+
+#include "elementwise.hpp"
+#include "norm.hpp"
+#include "pool.hpp"
+
 namespace minidl {
 namespace {
 
@@ -34,6 +40,20 @@ Kernels<T> make_table() {
     k.winograd_grad_x = level::winograd_grad_x<T>;
     k.winograd_grad_w = level::winograd_grad_w<T>;
     k.winograd_matrices = level::winograd_matrices<T>;
+    k.relu = level::relu<T>;
+    k.activation_grad = level::activation_grad<T>;
+    k.add = level::add<T>;
+    k.dropout = level::dropout<T>;
+    k.channel_sum = level::channel_sum<T>;
+    k.concatenate = level::concatenate<T>;
+    k.batch_norm = level::batch_norm<T>;
+    k.batch_norm_grad = level::batch_norm_grad<T>;
+    k.max_pool2d = level::max_pool2d<T, unsigned char>;
+    k.max_pool2d_wide = level::max_pool2d<T, int>;
+    k.max_pool2d_grad = level::max_pool2d_grad<T, unsigned char>;
+    k.max_pool2d_grad_wide = level::max_pool2d_grad<T, int>;
+    k.avg_pool2d = level::avg_pool2d<T>;
+    k.avg_pool2d_grad = level::avg_pool2d_grad<T>;
     k.to_channels_last = level::to_channels_last<T>;
     k.linear = level::linear<T>;
     k.linear_grad_x = level::linear_grad_x<T>;

@@ -11,9 +11,6 @@ namespace MINIDL_LEVEL {
 
 constexpr Index update_block = 8192; // elements of a task
 
-MINIDL_INLINE float root(float x) { return sqrtf(x); }
-MINIDL_INLINE double root(double x) { return sqrt(x); }
-
 template <class T>
 MINIDL_INLINE V<T> roots(V<T> x) {
     for (int j = 0; j < lanes<T>; ++j) x[j] = root(x[j]);

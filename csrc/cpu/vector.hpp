@@ -91,6 +91,9 @@ MINIDL_INLINE void store_part(T* p, V<T> v, Index count) {
     else copy_part(p, reinterpret_cast<const T*>(&v), count);
 }
 
+MINIDL_INLINE float root(float x) { return sqrtf(x); } // not sqrt: that may be a template of the standard library
+MINIDL_INLINE double root(double x) { return sqrt(x); }
+
 // max(v, 0) lane by lane; NaN stays NaN.
 template <class T>
 MINIDL_INLINE V<T> relu(V<T> v) {

@@ -435,17 +435,6 @@ void transform_weights(int threads, const Correlation& s, const Panels<T>& panel
     });
 }
 
-template <class T>
-MINIDL_INLINE V<T> relu(V<T> v) { // a NaN stays
-#if defined(__GNUC__)
-    return v < T(0) ? V<T>{} : v;
-#else
-    for (int i = 0; i < lanes<T>; ++i)
-        if (v[i] < 0) v[i] = 0;
-    return v;
-#endif
-}
-
 // Whether to write an output past the caches: one so large that it would not be found there again.
 template <class T>
 bool streams(const Image<T>& y, Index outputs) {
@@ -465,7 +454,7 @@ void transform_outputs(const F& f, const T* m, Index plane, Index count, const T
             [&](int i, int j, V<T> v) {
                 if (i >= rows || j >= columns) return;
                 v += shift;
-                if (positive) v = winograd::relu<T>(v);
+                if (positive) v = relu<T>(v);
                 T* at = to + (i * y.w + j) * y.pitch + o;
                 if (part < lanes<T>) store_part(at, v, part);
                 else if (past) stream(at, v);

@@ -6,6 +6,7 @@ without a copy; arrays of another layout are converted once (csrc/bindings.cpp).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .numpy_backend import Array, NumpyBackend, Pair, Shape, pool2d_size
@@ -79,9 +80,77 @@ class CppBackend(NumpyBackend):
         out = pool2d_size(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
         return _C.max_pool2d(x, out, kernel_size, stride, padding, dilation, self.threads)
 
-    def max_pool2d_grad(self, g: Array, index: Array, x_shape: Shape) -> Array:
+    def max_pool2d_grad(
+        self,
+        g: Array,
+        index: Array,
+        x_shape: Shape,
+        *,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+    ) -> Array:
         """As NumpyBackend.max_pool2d_grad."""
-        return _C.max_pool2d_grad(g, index, x_shape, self.threads)
+        return _C.max_pool2d_grad(g, index, x_shape, kernel_size, stride, padding, dilation, self.threads)
+
+    # What array code can do for any dtype, kernels do for float32 and float64.
+
+    def relu(self, x: Array) -> Array:
+        """As NumpyBackend.relu."""
+        return _C.relu(x, self.threads) if _ready(x) else super().relu(x)
+
+    def activation_grad(self, g: Array, y: Array, activation: str) -> Array:
+        """As NumpyBackend.activation_grad."""
+        if not _ready(g, y):
+            return super().activation_grad(g, y, activation)
+        return _C.activation_grad(g, y, activation, self.threads)
+
+    def add(self, x: Array, y: Array) -> Array:
+        """As NumpyBackend.add."""
+        return _C.add(x, y, self.threads) if _ready(x, y) else super().add(x, y)
+
+    def channel_sum(self, g: Array) -> Array:
+        """As NumpyBackend.channel_sum."""
+        return _C.channel_sum(g, self.threads) if _ready(g) else super().channel_sum(g)
+
+    def concatenate(self, xs: Sequence[Array], axis: int) -> Array:
+        """As NumpyBackend.concatenate; a kernel where images get more channels."""
+        if axis == 1 and xs[0].ndim > 2 and _ready(*xs):
+            return _C.concatenate(xs, self.threads)
+        return super().concatenate(xs, axis)
+
+    def batch_norm(
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        mean: Array | None,
+        var: Array | None,
+        eps: float,
+        activation: str = "",
+    ) -> tuple[Array, Array, Array]:
+        """As NumpyBackend.batch_norm."""
+        if not _ready(x, weight, bias, mean, var):
+            return super().batch_norm(x, weight, bias, mean, var, eps, activation)
+        return _C.batch_norm(x, weight, bias, mean, var, eps, activation == "relu", self.threads)
+
+    def batch_norm_grad(
+        self,
+        g: Array,
+        x: Array,
+        mean: Array,
+        var: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        activation: str,
+        training: bool,
+    ) -> tuple[Array, Array, Array]:
+        """As NumpyBackend.batch_norm_grad."""
+        if not _ready(g, x, mean, var, weight, bias):
+            return super().batch_norm_grad(g, x, mean, var, weight, bias, eps, activation, training)
+        return _C.batch_norm_grad(g, x, mean, var, weight, bias, eps, activation == "relu", training, self.threads)
 
     # Dense layers and optimisers: where arrays are not contiguous, or of another dtype, array code takes over.
 
@@ -122,3 +191,9 @@ class CppBackend(NumpyBackend):
         """As NumpyBackend.adam_step."""
         if not _C.adam_step(params, grads, means, squares, *options, self.threads):
             super().adam_step(params, grads, means, squares, *options)
+
+
+def _ready(*arrays: Array | None) -> bool:
+    """True for arrays that are all float32, or all float64."""
+    kinds = {a.dtype.char for a in arrays if a is not None}
+    return kinds == {"f"} or kinds == {"d"}

@@ -24,6 +24,7 @@ from .numpy_backend import (
     check_pool_grad,
     check_shape,
     conv2d_shape,
+    index_dtype,
     pool2d_size,
 )
 
@@ -128,17 +129,22 @@ def max_pool2d(start, stop, x, y, index, kernel_size, stride, padding, dilation)
                         if 0 <= column < w:
                             value = x[plane, row, column]
                             if value > best or value != value or where < 0:
-                                best, where = value, row * w + column
+                                best, where = value, k * kernel_size[1] + m
                 y[plane, i, j] = best
                 index[plane, i, j] = where
 
 
 @compiled
-def max_pool2d_grad(start, stop, g, index, x):  # type: ignore[no-untyped-def]
-    """Task (plane): x[index] += g, x being ∂L/∂x."""
+def max_pool2d_grad(start, stop, g, index, x, kernel_size, stride, padding, dilation):  # type: ignore[no-untyped-def]
+    """Task (plane): the pixel under the tap `index` of each window gets g, x being ∂L/∂x."""
     for plane in range(start, stop):
         for i in range(g.shape[1]):
-            x[plane, index[plane, i]] += g[plane, i]
+            for j in range(g.shape[2]):
+                k, m = index[plane, i, j] // kernel_size[1], index[plane, i, j] % kernel_size[1]
+                row = i * stride[0] + k * dilation[0] - padding[0]
+                column = j * stride[1] + m * dilation[1] - padding[1]
+                if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                    x[plane, row, column] += g[plane, i, j]
 
 
 class NumbaBackend(NumpyBackend):
@@ -224,18 +230,28 @@ class NumbaBackend(NumpyBackend):
         check_float(x=x)
         size = pool2d_size(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
         planes = x.shape[0] * x.shape[1]
-        y, index = np.empty((planes, *size), x.dtype), np.empty((planes, *size), np.int64)
+        y, index = np.empty((planes, *size), x.dtype), np.empty((planes, *size), index_dtype(kernel_size))
         flat = np.ascontiguousarray(x).reshape(planes, *x.shape[2:])
         self._run(max_pool2d, planes, flat, y, index, kernel_size, stride, padding, dilation)
         return y.reshape(*x.shape[:2], *size), index.reshape(*x.shape[:2], *size)
 
-    def max_pool2d_grad(self, g: Array, index: Array, x_shape: Shape) -> Array:
+    def max_pool2d_grad(
+        self,
+        g: Array,
+        index: Array,
+        x_shape: Shape,
+        *,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+    ) -> Array:
         """As NumpyBackend.max_pool2d_grad."""
-        check_pool_grad(g, index, x_shape)
-        planes, outputs = g.shape[0] * g.shape[1], g.shape[2] * g.shape[3]
-        x = np.zeros((planes, x_shape[2] * x_shape[3]), g.dtype)
-        g_flat, index_flat = (np.ascontiguousarray(a).reshape(planes, outputs) for a in (g, index))
-        self._run(max_pool2d_grad, planes, g_flat, index_flat, x)
+        check_pool_grad(g, index, x_shape, kernel_size)
+        planes = g.shape[0] * g.shape[1]
+        x = np.zeros((planes, *x_shape[2:]), g.dtype)
+        g_flat, index_flat = (np.ascontiguousarray(a).reshape(planes, *g.shape[2:]) for a in (g, index))
+        self._run(max_pool2d_grad, planes, g_flat, index_flat, x, kernel_size, stride, padding, dilation)
         return x.reshape(x_shape)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,11 @@ Array = npt.NDArray[Any]
 Pair = tuple[int, int]
 Shape = tuple[int, ...]
 
-KERNELS = ("conv2d", "conv2d_grad_x", "conv2d_grad_w", "max_pool2d", "max_pool2d_grad")
+KERNELS = (
+    "conv2d", "conv2d_grad_x", "conv2d_grad_w",
+    "max_pool2d", "max_pool2d_grad", "relu", "activation_grad", "add", "channel_sum", "concatenate",
+    "batch_norm", "batch_norm_grad",
+)  # fmt: skip
 BLOCK_BYTES = 1 << 24  # unfolded windows held at a time: large enough for BLAS, small enough for any image
 
 
@@ -108,17 +112,19 @@ def check_shape(name: str, array: Array, expected: Shape) -> None:
         raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
 
 
-def check_pool_grad(g: Array, index: Array, x_shape: Shape) -> None:
+def check_pool_grad(g: Array, index: Array, x_shape: Shape, kernel_size: Pair) -> None:
     """Raise ValueError unless g and index can come from max_pool2d of an x of x_shape, TypeError for a wrong dtype."""
     check_float(g=g)
     check_shape("index", index, g.shape)
-    if index.dtype != np.int64:
-        raise TypeError(f"max_pool2d_grad: index must be int64, got {index.dtype}")
+    if index.dtype != index_dtype(kernel_size):
+        raise TypeError(f"max_pool2d_grad: index must be {index_dtype(kernel_size)}, got {index.dtype}")
     if g.ndim != 4 or len(x_shape) != 4 or g.shape[:2] != tuple(x_shape[:2]):
         raise ValueError(f"max_pool2d_grad: g {g.shape} does not belong to an input of shape {tuple(x_shape)}")
-    h, w = x_shape[2:]
-    if index.size and not 0 <= index.min() <= index.max() < h * w:
-        raise ValueError(f"max_pool2d_grad: index holds positions outside an image of {h} x {w}")
+
+
+def index_dtype(kernel_size: Pair) -> Any:
+    """Give the dtype of max_pool2d's index, the number of a tap: a byte wherever that is enough."""
+    return np.dtype(np.uint8 if kernel_size[0] * kernel_size[1] <= 256 else np.int32)
 
 
 def default_threads() -> int:
@@ -260,6 +266,10 @@ class NumpyBackend:
             total += (part.reshape(len(part), groups, total.shape[1], -1) @ cols.swapaxes(2, 3)).sum(axis=0)
         return total.reshape(w_shape)  # type: ignore[no-any-return]
 
+    def relu(self, x: Array) -> Array:
+        """Give max(x, 0); NaN stays NaN."""
+        return self.xp.maximum(x, 0)  # type: ignore[no-any-return]
+
     def activation_grad(self, g: Array, y: Array, activation: str) -> Array:
         """Give the gradient before an activation from g, the one behind it, and y, its result.
 
@@ -271,6 +281,14 @@ class NumpyBackend:
         share = g * (y > 0)
         return share if self.xp.isfinite(share.sum()) else self.xp.where(y > 0, g, 0)
 
+    def add(self, x: Array, y: Array) -> Array:
+        """Give x + y for two arrays of one shape: what reaches a tensor from two sides."""
+        return x + y
+
+    def concatenate(self, xs: Sequence[Array], axis: int) -> Array:
+        """Give the arrays one after another along `axis`."""
+        return self.xp.concatenate(xs, axis=axis)  # type: ignore[no-any-return]
+
     def channel_sum(self, g: Array) -> Array:
         """Sum g (N, C, ...) over everything but the channels -> (C,)."""
         return g.sum(axis=(0, *range(2, g.ndim)))  # type: ignore[no-any-return]
@@ -278,39 +296,104 @@ class NumpyBackend:
     def max_pool2d(
         self, x: Array, *, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
     ) -> tuple[Array, Array]:
-        """Take the largest value of every window, and where it was.
+        """Take the largest value of every window, and where in the window it was.
 
-        x (N, C, H, W) -> y (N, C, OH, OW), index (N, C, OH, OW) of int64: the position h·W + w in the image.
+        x (N, C, H, W) -> y (N, C, OH, OW), index (N, C, OH, OW): the number k·KW + l of the tap, in a byte if it fits.
         As torch: padding is −∞, of equal values the first wins, a NaN beats all numbers (of several, the last wins).
         """
         xp = self.xp
         check_float(x=x)
         oh, ow = pool2d_size(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-        n, c, h, w = x.shape
-        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
-        y = xp.full((n, c, oh, ow), -np.inf, x.dtype)
-        index = xp.full((n, c, oh, ow), -1, np.int64)  # -1: no pixel seen yet
-        for k in range(kh * kw):
-            rows, i = _inside(h, oh, sh, k // kw * dh - ph)
-            columns, j = _inside(w, ow, sw, k % kw * dw - pw)
+        y = xp.full((*x.shape[:2], oh, ow), -np.inf, x.dtype)
+        index = xp.zeros(y.shape, index_dtype(kernel_size))
+        seen = xp.zeros((oh, ow), bool)  # windows of which a pixel was seen
+        for tap, (rows, columns), (i, j) in _taps(x.shape, (oh, ow), kernel_size, stride, padding, dilation):
             value, best, where = x[:, :, i, j], y[:, :, rows, columns], index[:, :, rows, columns]
-            here = xp.arange(i.start, i.stop, sh)[:, None] * w + xp.arange(j.start, j.stop, sw)
-            better = (value > best) | xp.isnan(value) | (where < 0)
+            better = (value > best) | xp.isnan(value) | ~seen[rows, columns]
             best[...] = xp.where(better, value, best)
-            where[...] = xp.where(better, here, where)
+            where[better] = tap
+            seen[rows, columns] = True
         return y, index
 
-    def max_pool2d_grad(self, g: Array, index: Array, x_shape: Shape) -> Array:
+    def max_pool2d_grad(
+        self,
+        g: Array,
+        index: Array,
+        x_shape: Shape,
+        *,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+    ) -> Array:
         """Give ∂L/∂x of max_pool2d: each g goes to the pixel that was largest; where windows overlap they add.
 
         g, index (N, C, OH, OW) -> (N, C, H, W) = x_shape
         """
-        xp = self.xp
-        check_pool_grad(g, index, x_shape)
-        n, c, h, w = x_shape
-        plane = xp.arange(n * c).reshape(n, c, 1, 1) * (h * w)
-        total = xp.bincount((index + plane).ravel(), weights=g.ravel(), minlength=n * c * h * w)
-        return total.astype(g.dtype).reshape(x_shape)  # type: ignore[no-any-return]
+        check_pool_grad(g, index, x_shape, kernel_size)
+        dx = self.xp.zeros(x_shape, g.dtype)
+        for tap, (rows, columns), (i, j) in _taps(x_shape, g.shape[2:], kernel_size, stride, padding, dilation):
+            part = np.s_[:, :, rows, columns]
+            dx[:, :, i, j] += self.xp.where(index[part] == tap, g[part], 0)
+        return dx  # type: ignore[no-any-return]
+
+    # Normalisation.
+
+    def batch_norm(
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        mean: Array | None,
+        var: Array | None,
+        eps: float,
+        activation: str = "",
+    ) -> tuple[Array, Array, Array]:
+        """Scale each channel to mean 0 and variance 1, then by weight and bias; "relu" cuts the result at 0.
+
+        x (N, C, ...); weight, bias, mean, var (C,) or None -> y (N, C, ...), mean, var: those given, else x's own.
+        y = weight·x̂ + bias with x̂ = (x − mean)/√(var + ε). Ioffe & Szegedy 2015, algorithm 1.
+        """
+        axes = (0, *range(2, x.ndim))
+        if mean is None or var is None:
+            mean = x.mean(axis=axes)
+            var = self.xp.square(x - _along(mean, x)).mean(axis=axes)
+        scale = 1 / self.xp.sqrt(var + eps) if weight is None else weight / self.xp.sqrt(var + eps)
+        y = (x - _along(mean, x)) * _along(scale, x)
+        if bias is not None:
+            y += _along(bias, x)
+        if activation == "relu":
+            self.xp.maximum(y, 0, out=y)
+        return y, mean, var
+
+    def batch_norm_grad(
+        self,
+        g: Array,
+        x: Array,
+        mean: Array,
+        var: Array,
+        weight: Array | None,
+        bias: Array | None,
+        eps: float,
+        activation: str,
+        training: bool,
+    ) -> tuple[Array, Array, Array]:
+        """Give ∂L/∂x, ∂L/∂weight and ∂L/∂bias of batch_norm; `training`: mean and var are x's own.
+
+        With ĝ = g, or g where y > 0 before relu: ∂L/∂weight = Σ ĝ·x̂,  ∂L/∂bias = Σ ĝ,
+        ∂L/∂x = weight/√(var + ε)·(ĝ − mean ĝ − x̂·mean(ĝ·x̂)), outside training weight/√(var + ε)·ĝ.
+        """
+        if activation == "relu":
+            y = self.batch_norm(x, weight, bias, mean, var, eps)[0]
+            g = self.activation_grad(g, y, "relu")
+        inverse = 1 / self.xp.sqrt(var + eps)
+        unit = (x - _along(mean, x)) * _along(inverse, x)
+        dbias, dweight = self.channel_sum(g), self.channel_sum(g * unit)
+        if training:
+            count = x.size // x.shape[1]
+            g = g - _along(dbias / count, x) - unit * _along(dweight / count, x)
+        scale = inverse if weight is None else weight * inverse
+        return g * _along(scale, x), dweight, dbias
 
     # Dense layers. Their products are BLAS's.
 
@@ -397,6 +480,21 @@ class NumpyBackend:
             s *= beta2
             s += (1 - beta2) * (g * g)
             p -= lr / (1 - beta1**t) * (m / (self.xp.sqrt(s) / math.sqrt(1 - beta2**t) + eps))
+
+
+def _along(a: Array, x: Array) -> Array:
+    """View a (C,) so that it meets the channels of x (N, C, ...)."""
+    return a.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def _taps(
+    x_shape: Shape, out: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+    """Walk over a window's taps: number, the outputs whose pixel there lies in the image, and those pixels."""
+    for tap in range(kernel[0] * kernel[1]):
+        at = tap // kernel[1], tap % kernel[1]
+        axes = [_inside(x_shape[2 + d], out[d], stride[d], at[d] * dilation[d] - padding[d]) for d in range(2)]
+        yield tap, (axes[0][0], axes[1][0]), (axes[0][1], axes[1][1])
 
 
 def _inside(size: int, out: int, stride: int, offset: int) -> tuple[slice, slice]:
