@@ -428,15 +428,15 @@ class _BatchNorm(Module):
             self.register_buffer("running_var", np.ones(num_features, np.float32))
             self.register_buffer("num_batches_tracked", np.zeros((), np.int64))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `functional.batch_norm`."""
+    def forward(self, x: Tensor, activation: str = "") -> Tensor:
+        """See `functional.batch_norm`; `activation` is that of a following ReLU, done in the same pass."""
         if x.ndim not in self.wanted:
             wanted = " or ".join(map(str, self.wanted))
             raise ValueError(f"{type(self).__name__}: input has shape {x.shape}, {wanted} dimensions are needed")
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked += 1
-        mean, var = self.running_mean, self.running_var
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        options = (self.training, self.momentum, self.eps, activation)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, *options)
 
     def extra_repr(self) -> str:
         """See `Module.extra_repr`."""
@@ -447,12 +447,14 @@ class BatchNorm1d(_BatchNorm):
     """Batch normalisation of x (N, C) or (N, C, L)."""
 
     wanted = (2, 3)
+    fuses = ("relu",)
 
 
 class BatchNorm2d(_BatchNorm):
     """Batch normalisation of x (N, C, H, W)."""
 
     wanted = (4,)
+    fuses = ("relu",)
 
 
 class LayerNorm(Module):
