@@ -162,7 +162,7 @@ void linear_grad_w(int threads, const Dense& s, const T* g, const T* x, T* dw, T
 // sum (x - t)^2: a sum for each block, those in order.
 template <class T>
 T squared_error(int threads, Index count, const T* x, const T* t) {
-    constexpr Index block = 1 << 14;
+    constexpr Index block = 1 << 12;
     const Index blocks = ceil_div(count, block);
     T* sums = scratch<T>(0, blocks);
     parallel(blocks > 2 ? threads : 1, blocks, [&](Index task) {
