@@ -87,7 +87,7 @@ def test_layouts_do_not_matter(backend: Any) -> None:  # noqa: F811
             strict=True,
         ):
             assert np.allclose(result, expected, rtol=1e-4, atol=1e-5)
-        assert np.allclose(backend.squared_error(x2, x), 0) and not backend.squared_error_grad(2.0, x2, x).any()
+        assert np.allclose(backend.squared_error(x2, x, 1.0), 0) and not backend.squared_error_grad(x2, x, 2.0).any()
         assert all(np.array_equal(a, c) for a, c in zip(before, (x2, w2, b2, g2), strict=True))
 
 
@@ -105,7 +105,7 @@ def test_the_same_bits_for_any_number_of_threads(backend: Any, shape: Any) -> No
                     backend.linear(x, w, b),
                     backend.linear_grad_x(g, w),
                     *backend.linear_grad_w(g, x),
-                    backend.squared_error(x, 2 * x),
+                    backend.squared_error(x, 2 * x, 1.0),
                 ]
             )
     finally:
@@ -125,7 +125,7 @@ def test_nan_and_infinity_reach_what_depends_on_them_alone(backend: Any, bad: fl
     dx, (dw, db) = backend.linear_grad_x(g, w), backend.linear_grad_w(g, np.ones_like(x))
     assert np.isfinite(dx[:17]).all() and not np.isfinite(dx[17]).any()
     assert np.isfinite(dw[:20]).all() and not np.isfinite(dw[20]).any() and not np.isfinite(db[20])
-    assert np.isfinite(db[:20]).all() and not np.isfinite(backend.squared_error(x, x))
+    assert np.isfinite(db[:20]).all() and not np.isfinite(backend.squared_error(x, x, 1.0))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 2), (3, 2, 0), (0, 0, 0)])
@@ -136,8 +136,8 @@ def test_empty_arrays(backend: Any, shape: Any) -> None:  # noqa: F811
     assert backend.linear_grad_x(g, w).shape == x.shape and dw.shape == w.shape and not dw.any()
     assert (
         db.shape == b.shape
-        and backend.squared_error(x, x) == 0
-        and backend.squared_error_grad(1.0, x, x).shape == x.shape
+        and backend.squared_error(x, x, 1.0) == 0
+        and backend.squared_error_grad(x, x, 1.0).shape == x.shape
     )
 
 
@@ -146,8 +146,8 @@ def test_empty_arrays(backend: Any, shape: Any) -> None:  # noqa: F811
 def test_squared_error_is_its_definition(backend: Any, shape: Any, dtype: Any) -> None:  # noqa: F811
     x, t = np.random.default_rng(0).standard_normal((2, *shape)).astype(dtype)
     d = x.astype(float) - t
-    assert abs(backend.squared_error(x, t) - (d * d).sum()) <= 16 * np.finfo(dtype).eps * (d * d).sum()
-    close(backend.squared_error_grad(0.25, x, t), 0.25 * d, d)
+    assert abs(backend.squared_error(x, t, 0.5) - 0.5 * (d * d).sum()) <= 16 * np.finfo(dtype).eps * (d * d).sum()
+    close(backend.squared_error_grad(x, t, 0.25), 0.25 * d, d)
 
 
 def test_shapes_that_do_not_fit_are_refused(backend: Any) -> None:  # noqa: F811
@@ -157,7 +157,7 @@ def test_shapes_that_do_not_fit_are_refused(backend: Any) -> None:  # noqa: F811
         lambda: backend.linear_grad_x(a, b),
         lambda: backend.linear_grad_w(a, b),
         lambda: backend.linear(a, a, np.ones(7, np.float32)),
-        lambda: backend.squared_error(a, b),
+        lambda: backend.squared_error(a, b, 1.0),
         lambda: backend.linear(a, a, None, "tan"),
     ):
         with pytest.raises(ValueError):
