@@ -715,7 +715,7 @@ void check_same_shape(const char* name, const py::array& x, const py::array& t) 
         throw py::value_error(std::string(name) + ": shapes " + text(shape_of(x)) + " and " + text(shape_of(t)) + " differ");
 }
 
-py::object squared_error_(const py::array& x, const py::array& t, Index threads) {
+py::object squared_error_(const py::array& x, const py::array& t, double factor, Index threads) {
     check_same_shape("squared_error", x, t);
     threads = check_threads(threads);
     return if_ready({&x, &t}, [&](auto zero) -> py::object {
@@ -725,12 +725,12 @@ py::object squared_error_(const py::array& x, const py::array& t, Index threads)
         T* to = sum.mutable_data();
         const Kernels<T>& k = current_level().of(T());
         const Index count = x.size();
-        without_gil([&] { *to = k.squared_error(threads, count, px, pt); });
+        without_gil([&] { *to = static_cast<T>(factor) * k.squared_error(threads, count, px, pt); });
         return std::move(sum);
     });
 }
 
-py::object squared_error_grad_(double factor, const py::array& x, const py::array& t, Index threads) {
+py::object squared_error_grad_(const py::array& x, const py::array& t, double factor, Index threads) {
     check_same_shape("squared_error_grad", x, t);
     threads = check_threads(threads);
     return if_ready({&x, &t}, [&](auto zero) -> py::object {

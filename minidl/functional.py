@@ -45,7 +45,7 @@ def _fold(g: Array, x: Any) -> Array:
         extra = g.ndim - x.ndim
         repeated = [extra + k for k, n in enumerate(x.shape) if n == 1 and g.shape[extra + k] != 1]
         g = g.sum(axis=(*range(extra), *repeated)).reshape(x.shape)
-    return g.astype(x.dtype, copy=False)
+    return g if g.dtype == x.dtype else g.astype(x.dtype)
 
 
 @op
@@ -605,8 +605,10 @@ def linear(backend: Any, x: Array, weight: Array, bias: Array | None = None, act
             f"linear: bias is {bias.shape} {bias.dtype}, expected {weight.shape[:1]} {weight.dtype} as the weight"
         )
     rows = _rows(x)
-    y = backend.linear(rows, weight, bias, activation).reshape(*x.shape[:-1], len(weight))
-    before = _once(lambda g: _rows(backend.activation_grad(g, y, activation) if activation else g))
+    y = backend.linear(rows, weight, bias, activation)
+    if rows is not x:
+        y = y.reshape(*x.shape[:-1], len(weight))
+    before = _once(lambda g: _rows(backend.activation_grad(g, y, activation))) if activation else _rows
     both = _once(lambda g: backend.linear_grad_w(before(g), rows))
     return (
         y,
@@ -1201,18 +1203,25 @@ def _check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction is 'none', 'mean' or 'sum', not {reduction!r}")
 
 
-def _target(name: str, x: Tensor, target: Any) -> Tensor:
-    """The target as a tensor; ValueError unless it has x's shape."""
-    target = target if isinstance(target, Tensor) else Tensor(target)
+def _check_target(name: str, x: Any, target: Any) -> None:
     if x.shape != target.shape:
         raise ValueError(
             f"{name}: prediction {x.shape} and target {target.shape} must have one shape (broadcasting hides mistakes)"
         )
-    return target  # type: ignore[no-any-return]
+
+
+def _difference(name: str, x: Tensor, target: Any) -> Tensor:
+    target = target if isinstance(target, Tensor) else Tensor(target)
+    _check_target(name, x, target)
+    return sub(x, target)
 
 
 @op
-def _mse(backend: Any, x: Array, t: Array, reduction: str) -> Any:
+def mse_loss(backend: Any, x: Array, target: Array, reduction: str = "mean") -> Any:
+    """(x − target)²."""
+    x, t = backend.xp.asarray(x), backend.xp.asarray(target)
+    _check_target("mse_loss", x, t)
+    _check_reduction(reduction)
     if reduction == "none":
         d = x - t
         return d * d, lambda g: _fold(2 * g * d, x), lambda g: _fold(-2 * g * d, t)
@@ -1220,21 +1229,15 @@ def _mse(backend: Any, x: Array, t: Array, reduction: str) -> Any:
         _check_floating("mse_loss", x)
     scale = 1 if reduction == "sum" else 1 / x.size if x.size else math.nan
     # fmt: off
-    return (backend.squared_error(x, t) * scale,
-            lambda g: _fold(backend.squared_error_grad(float(g) * (2 * scale), x, t), x),
-            lambda g: _fold(backend.squared_error_grad(float(g) * (2 * scale), t, x), t))
+    return (backend.squared_error(x, t, scale),
+            lambda g: _fold(backend.squared_error_grad(x, t, 2 * scale * float(g)), x),
+            lambda g: _fold(backend.squared_error_grad(t, x, 2 * scale * float(g)), t))
     # fmt: on
-
-
-def mse_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
-    """(x − target)²."""
-    _check_reduction(reduction)
-    return _mse(x, _target("mse_loss", x, target), reduction)
 
 
 def l1_loss(x: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """|x − target|."""
-    return _reduce(abs(x - _target("l1_loss", x, target)), reduction)
+    return _reduce(abs(_difference("l1_loss", x, target)), reduction)
 
 
 @op
@@ -1248,7 +1251,7 @@ def huber_loss(x: Tensor, target: Any, reduction: str = "mean", delta: float = 1
     """½d² for |d| ≤ δ, else δ(|d| − ½δ), with d = x − target: quadratic near zero, linear for outliers. Huber 1964."""
     if not delta > 0:
         raise ValueError(f"huber_loss: delta must be positive, not {delta}")
-    return _reduce(_huber(x - _target("huber_loss", x, target), delta), reduction)
+    return _reduce(_huber(_difference("huber_loss", x, target), delta), reduction)
 
 
 def nll_loss(x: Tensor, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Tensor:

@@ -163,11 +163,13 @@ class SGD(Optimizer):
     def _update_all(self, params: list[Any], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
         lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
         for started, ps, chosen in _alike(["momentum_buffer" in state for state in states], params, states):
-            vs = [_zeros(state, "momentum_buffer", p) for state, p in zip(chosen, ps, strict=True)] if momentum else []
-            dampening = group["dampening"] if started else 0.0  # v = g in the first step
-            grads = [p.grad for p in ps]
-            arrays = [p.data for p in ps]
-            get_backend().sgd_step(arrays, grads, vs, lr, momentum, dampening, weight_decay, group["nesterov"])
+            if momentum and not started:  # v = g in the first step
+                for p, state in zip(ps, chosen, strict=True):
+                    state["momentum_buffer"] = np.zeros_like(p.data)
+            arrays, grads = [p.data for p in ps], [p.grad for p in ps]
+            velocities = [state["momentum_buffer"] for state in chosen] if momentum else []
+            options = (lr, momentum, group["dampening"] if started else 0.0, weight_decay, group["nesterov"])
+            get_backend().sgd_step(arrays, grads, velocities, *options)
 
 
 class RMSprop(Optimizer):
@@ -236,17 +238,16 @@ class Adam(Optimizer):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _update_all(self, params: list[Any], states: list[dict[str, Any]], group: Mapping[str, Any]) -> None:
+        for p, state in zip(params, states, strict=True):
+            if not state:
+                state.update(step=0, exp_avg=np.zeros_like(p.data), exp_avg_sq=np.zeros_like(p.data))
+            state["step"] += 1
         lr, (beta1, beta2), eps, weight_decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        for state in states:
-            state["step"] = state.get("step", 0) + 1
         for t, ps, chosen in _alike([state["step"] for state in states], params, states):
-            get_backend().adam_step(
-                [p.data for p in ps],
-                [p.grad for p in ps],
-                [_zeros(state, "exp_avg", p) for state, p in zip(chosen, ps, strict=True)],
-                [_zeros(state, "exp_avg_sq", p) for state, p in zip(chosen, ps, strict=True)],
-                *(lr, beta1, beta2, eps, weight_decay, self.decoupled, t),
-            )
+            arrays, grads = [p.data for p in ps], [p.grad for p in ps]
+            means, squares = [state["exp_avg"] for state in chosen], [state["exp_avg_sq"] for state in chosen]
+            options = (lr, beta1, beta2, eps, weight_decay, self.decoupled, t)
+            get_backend().adam_step(arrays, grads, means, squares, *options)
 
 
 class AdamW(Adam):
@@ -314,17 +315,13 @@ def _running_mean(state: dict[str, Any], name: str, x: Array, beta: float) -> Ar
     return m
 
 
-def _zeros(state: dict[str, Any], name: str, p: Tensor) -> Array:
-    """The array state[name], zeros like the parameter at first."""
-    if name not in state:
-        state[name] = np.zeros_like(p.data)
-    return state[name]
-
-
 def _alike(
     kinds: list[int], params: list[Any], states: list[dict[str, Any]]
 ) -> Iterator[tuple[int, list[Any], list[dict[str, Any]]]]:
     """The parameters of each kind with their states. Mostly all are of one: others had no gradient in some steps."""
+    if len(set(kinds)) == 1:
+        yield kinds[0], params, states
+        return
     for kind in sorted(set(kinds)):
         chosen = [k for k, other in enumerate(kinds) if other == kind]
         yield kind, [params[k] for k in chosen], [states[k] for k in chosen]

@@ -199,10 +199,11 @@ class Tensor:
                 raise RuntimeError(
                     f"backward() without a gradient needs one element, this tensor has shape {self.shape}"
                 )
-            gradient = get_backend().xp.ones_like(self.data)
-        gradient = _as_array(gradient, self.dtype)
-        if gradient.shape != self.shape:
-            raise ValueError(f"gradient has shape {gradient.shape}, the tensor {self.shape}")
+            gradient = get_backend().xp.ones(self.shape, self.dtype)
+        else:
+            gradient = _as_array(gradient, self.dtype)
+            if gradient.shape != self.shape:
+                raise ValueError(f"gradient has shape {gradient.shape}, the tensor {self.shape}")
 
         pending: dict[int, Array] = {self.birth: gradient}  # ∂L/∂node, by birth; dropped as soon as it is used
         anomaly = _anomaly.get()

@@ -149,6 +149,8 @@ ROWS = [
     Row("linear", lambda L, x, w, b: L.linear(x, w, b), ((2, 3, 4), (5, 4), (5,))),
     Row("linear_no_bias", lambda L, x, w: L.linear(x, w), ((3, 4), (5, 4))),
     Row("linear_vector", lambda L, x, w, b: L.linear(x, w, bias=b), ((4,), (5, 4), (5,))),
+    Row("linear_relu", lambda L, x, w, b: L.linear(x, w, b, activation="relu") if L is F else L.relu(L.linear(x, w, b)), ((3, 4), (5, 4), (5,))),
+    Row("linear_tanh", lambda L, x, w, b: L.linear(x, w, b, activation="tanh") if L is F else L.tanh(L.linear(x, w, b)), ((2, 3, 4), (5, 4), (5,))),
     Row("softmax", lambda L, x: L.softmax(x, dim=1), ((3, 4, 2),)),
     Row("softmax_large", lambda L, x: L.softmax(x, dim=0), (KINKS * 30,)),
     Row("log_softmax", lambda L, x: L.log_softmax(x, dim=-1), ((3, 4),)),
@@ -206,6 +208,7 @@ ROWS = [
     # losses
     Row("mse_loss", lambda L, x, t: L.mse_loss(x, t), ((3, 4), (3, 4))),
     Row("mse_loss_none", lambda L, x, t: L.mse_loss(x, t, reduction="none"), ((3, 4), (3, 4))),
+    Row("mse_loss_sum", lambda L, x, t: L.mse_loss(x, t, reduction="sum"), ((3, 4), (3, 4))),
     Row("l1_loss", lambda L, x, t: L.l1_loss(x, t, reduction="sum"), ((3, 4), (3, 4))),
     Row("huber_loss", lambda L, x, t: L.huber_loss(x, t, delta=0.7), ((5, 4), (5, 4))),
     Row("huber_loss_kinks", lambda L, x, t: L.huber_loss(x, t, reduction="sum"), (KINKS, KINKS * 0), False),

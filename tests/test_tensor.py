@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays, mutually_broadcastable_shapes
 import minidl
 from minidl import Tensor, no_grad
 from minidl import functional as F
-from minidl.tensor import _births, op
+from minidl.tensor import Array, _births, op
 from minidl.testing import gradcheck
 
 
@@ -171,7 +171,7 @@ def test_anomaly_names_the_op() -> None:
 
 def test_wrong_gradient_shape_names_the_op() -> None:
     @op
-    def crooked(backend, x: Array):  # noqa: F821
+    def crooked(backend, x: Array):
         return x * 2, lambda g: g[:1]
 
     with pytest.raises(RuntimeError, match=r"crooked gave \(1,\)"):
@@ -180,7 +180,7 @@ def test_wrong_gradient_shape_names_the_op() -> None:
 
 def test_wrong_gradient_dtype_names_the_op() -> None:
     @op
-    def fat(backend, x: Array):  # noqa: F821
+    def fat(backend, x: Array):
         return x * 2, lambda g: g.astype(np.float64)
 
     with pytest.raises(RuntimeError, match=r"fat gave .*float64"):
@@ -189,7 +189,7 @@ def test_wrong_gradient_dtype_names_the_op() -> None:
 
 def test_gradcheck_finds_a_wrong_derivative() -> None:
     @op
-    def wrong(backend, x: Array):  # noqa: F821
+    def wrong(backend, x: Array):
         return x**3, lambda g: g * 2 * x**2
 
     with pytest.raises(AssertionError, match="gradient says"):
@@ -223,6 +223,22 @@ def test_getitem_agrees_with_numpy(data) -> None:
     mask = np.zeros_like(x)
     mask[index] = 1
     assert np.array_equal(t.grad, mask)
+
+
+@op
+def _constant_slope(backend: object, x: Array, slope: Array) -> object:
+    return (x * slope).sum(), lambda g: slope, None  # the array itself, not a copy
+
+
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_a_gradient_shares_its_memory_with_nothing(retain_graph: bool) -> None:
+    a, b, c, given, slope = leaf(1.0, 2.0), leaf(3.0, 4.0), leaf(5.0, 6.0), np.ones(2), np.array([7.0, 8.0])
+    (a + b).backward(given, retain_graph)  # both receive the array given
+    F.reshape(c, (2, 1)).backward(given[:, None], retain_graph)  # a view of it
+    d = leaf(1.0, 2.0)
+    _constant_slope(d, slope).backward(retain_graph=retain_graph)
+    arrays = [a.grad, b.grad, c.grad, d.grad, given, slope, a.data, d.data]
+    assert not any(np.shares_memory(p, q) for k, p in enumerate(arrays) for q in arrays[:k])
 
 
 # --- numbers, dtypes, and NumPy --------------------------------------------------------------------------------------

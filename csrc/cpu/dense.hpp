@@ -5,6 +5,7 @@ namespace minidl {
 namespace MINIDL_LEVEL {
 
 constexpr Index task_work = 1 << 18;  // products of a task, at least: some 2 µs
+constexpr Index shared_work = 1 << 20; // products of a call whose tasks are shared out: to wake a thread costs some µs
 constexpr Index product_depth = 256;  // rows of a panel of 2 vectors: 32 KB
 
 template <int BYTES>
@@ -70,7 +71,7 @@ void linear(int threads, const Dense& s, const T* x, const T* w, const T* bias, 
     const int vectors = s.n > L ? 2 : 1;
     const Index panel = vectors * L, panels = ceil_div(s.n, panel);
     const Cut is(ceil_div(s.i, L), 16 * L * panel, 64), os(s.o, s.i * panel, most);
-    if (s.n * s.i * s.o < task_work) threads = 1;
+    if (s.n * s.i * s.o < shared_work) threads = 1;
     T* turned = scratch<T>(2, panels * panel * s.i); // of this thread, seen by all
     parallel(s.n * s.i < task_work / 8 ? 1 : threads, panels * vectors * is.tasks, [&](Index task) {
         const Index n = task / is.tasks * L, from = is.start(task % is.tasks) * L, to = min(s.i, is.start(task % is.tasks + 1) * L);
@@ -136,7 +137,7 @@ template <class T>
 void linear_grad_x(int threads, const Dense& s, const T* g, const T* w, T* dx) {
     constexpr Index panel = 2 * lanes<T>;
     const Cut ns(s.n, 0, 96), is(ceil_div(s.i, panel), min<Index>(s.n, 96) * s.o * panel, 16);
-    parallel(s.n * s.i * s.o < task_work ? 1 : threads, ns.tasks * is.tasks, [&](Index task) {
+    parallel(s.n * s.i * s.o < shared_work ? 1 : threads, ns.tasks * is.tasks, [&](Index task) {
         const Index n = ns.start(task / is.tasks), rows = ns.start(task / is.tasks + 1) - n;
         const Index first = is.start(task % is.tasks) * panel, last = min(s.i, is.start(task % is.tasks + 1) * panel);
         columns_product(rows, s.o, g + n * s.o, s.o, 1, w, dx + n * s.i, s.i, first, last);
@@ -147,7 +148,7 @@ template <class T>
 void linear_grad_w(int threads, const Dense& s, const T* g, const T* x, T* dw, T* db) {
     constexpr Index panel = 2 * lanes<T>;
     const Cut os(s.o, 0, 96), is(ceil_div(s.i, panel), min<Index>(s.o, 96) * s.n * panel, 16);
-    parallel(s.n * s.i * s.o < task_work ? 1 : threads, os.tasks * is.tasks, [&](Index task) {
+    parallel(s.n * s.i * s.o < shared_work ? 1 : threads, os.tasks * is.tasks, [&](Index task) {
         const Index o = os.start(task / is.tasks), rows = os.start(task / is.tasks + 1) - o;
         const Index first = is.start(task % is.tasks) * panel, last = min(s.i, is.start(task % is.tasks + 1) * panel);
         columns_product(rows, s.n, g + o, 1, s.o, x, dw + o * s.i, s.i, first, last);
@@ -162,7 +163,7 @@ void linear_grad_w(int threads, const Dense& s, const T* g, const T* x, T* dw, T
 // sum (x - t)^2: a sum for each block, those in order.
 template <class T>
 T squared_error(int threads, Index count, const T* x, const T* t) {
-    constexpr Index block = 1 << 14;
+    constexpr Index block = 1 << 12;
     const Index blocks = ceil_div(count, block);
     T* sums = scratch<T>(0, blocks);
     parallel(blocks > 2 ? threads : 1, blocks, [&](Index task) {

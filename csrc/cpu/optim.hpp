@@ -32,7 +32,7 @@ template <class T, class F>
 void update_all(int threads, const Update<T>* list, Index count, const F& update) {
     Index tasks = 0;
     for (Index k = 0; k < count; ++k) tasks += ceil_div(list[k].size, update_block);
-    parallel(tasks > 2 ? threads : 1, tasks, [&](Index task) {
+    parallel(tasks > 8 ? threads : 1, tasks, [&](Index task) {
         const Update<T>* u = list;
         for (; task >= ceil_div(u->size, update_block); ++u) task -= ceil_div(u->size, update_block);
         update(*u, task * update_block, min(u->size, (task + 1) * update_block));

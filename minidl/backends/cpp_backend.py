@@ -170,15 +170,15 @@ class CppBackend(NumpyBackend):
         """As NumpyBackend.linear_grad_w."""
         return _C.linear_grad_w(g, x, self.threads) or super().linear_grad_w(g, x)
 
-    def squared_error(self, x: Array, t: Array) -> Array:
+    def squared_error(self, x: Array, t: Array, factor: float) -> Array:
         """As NumpyBackend.squared_error."""
-        total = _C.squared_error(x, t, self.threads)
-        return super().squared_error(x, t) if total is None else total
+        total = _C.squared_error(x, t, factor, self.threads)
+        return super().squared_error(x, t, factor) if total is None else total
 
-    def squared_error_grad(self, factor: float, x: Array, t: Array) -> Array:
+    def squared_error_grad(self, x: Array, t: Array, factor: float) -> Array:
         """As NumpyBackend.squared_error_grad."""
-        dx = _C.squared_error_grad(factor, x, t, self.threads)
-        return super().squared_error_grad(factor, x, t) if dx is None else dx
+        dx = _C.squared_error_grad(x, t, factor, self.threads)
+        return super().squared_error_grad(x, t, factor) if dx is None else dx
 
     def sgd_step(self, params: list[Array], grads: list[Array], velocities: list[Array], *options: Any) -> None:
         """As NumpyBackend.sgd_step."""

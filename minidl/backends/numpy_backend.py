@@ -422,12 +422,12 @@ class NumpyBackend:
         """Give ∂L/∂w = gᵀ·x and ∂L/∂b = Σ g.   g (N, O), x (N, I) -> (O, I), (O,)."""
         return g.T @ x, g.sum(axis=0)
 
-    def squared_error(self, x: Array, t: Array) -> Array:
-        """Give Σ (x − t)² over arrays of one shape."""
+    def squared_error(self, x: Array, t: Array, factor: float) -> Array:
+        """Give factor·Σ (x − t)² over arrays of one shape."""
         d = x - t
-        return (d * d).sum()  # type: ignore[no-any-return]
+        return factor * (d * d).sum()  # type: ignore[no-any-return]
 
-    def squared_error_grad(self, factor: float, x: Array, t: Array) -> Array:
+    def squared_error_grad(self, x: Array, t: Array, factor: float) -> Array:
         """Give factor·(x − t)."""
         return factor * (x - t)
 
