@@ -500,10 +500,10 @@ def _concatenate(backend: Any, *xs: Array, dim: int) -> Any:
     ends = np.cumsum([x.shape[axis] for x in xs])
     before = (slice(None),) * axis
 
-    def part(k: int) -> Any:
-        return lambda g: g[(*before, slice(ends[k] - xs[k].shape[axis], ends[k]))].astype(xs[k].dtype, copy=False)
+    def part(size: int, end: int, dtype: Any) -> Any:  # of the arrays themselves none is kept
+        return lambda g: g[(*before, slice(end - size, end))].astype(dtype, copy=False)
 
-    return backend.concatenate(xs, axis), *(part(k) for k in range(len(xs)))
+    return backend.concatenate(xs, axis), *(part(x.shape[axis], end, x.dtype) for x, end in zip(xs, ends, strict=True))
 
 
 def concatenate(tensors: Sequence[Tensor], dim: int = 0, axis: int | None = None) -> Tensor:
@@ -662,7 +662,8 @@ def _conv_options(stride: Any, padding: Any, dilation: Any, groups: int) -> dict
 @op
 def _conv2d(backend: Any, x: Array, w: Array, b: Array | None, options: dict[str, Any], activation: str) -> Any:
     y = backend.conv2d(x, w, b, **options, activation=activation)
-    before = _once(lambda g: backend.activation_grad(g, y, activation) if activation else g)
+    # Without an activation y is not kept.
+    before = _once(lambda g: backend.activation_grad(g, y, activation)) if activation else lambda g: g
     return (
         y,
         lambda g: backend.conv2d_grad_x(before(g), w, x.shape, **options),
@@ -835,7 +836,8 @@ def _pool_options(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1
 @op
 def _max_pool2d(backend: Any, x: Array, options: dict[str, Any], ceil_mode: bool) -> Any:
     y, index = backend.max_pool2d(x, **options, ceil_mode=ceil_mode)
-    return y, lambda g: backend.max_pool2d_grad(g, index, x.shape, **options)
+    x_shape = x.shape  # the gradient needs no more of x
+    return y, lambda g: backend.max_pool2d_grad(g, index, x_shape, **options)
 
 
 def max_pool2d(

@@ -312,7 +312,7 @@ def _pass_on(node: Tensor, g: Array, pending: dict[int, Array], anomaly: bool) -
                 + (f" (made by {parent.op})" if parent.op else "")
             )
         before = pending.get(parent.birth)
-        pending[parent.birth] = share if before is None else before + share
+        pending[parent.birth] = share if before is None else get_backend().add(before, share)
 
 
 def _take(pending: dict[int, Array], birth: int) -> tuple[Array, int]:

@@ -107,8 +107,8 @@ class CppBackend(NumpyBackend):
         return _C.activation_grad(g, y, activation, self.threads)
 
     def add(self, x: Array, y: Array) -> Array:
-        """As NumpyBackend.add."""
-        return _C.add(x, y, self.threads) if _ready(x, y) else super().add(x, y)
+        """As NumpyBackend.add; few numbers are NumPy's, which may be scalars of its own."""
+        return _C.add(x, y, self.threads) if x.size > 10000 and _ready(x, y) else super().add(x, y)
 
     def channel_sum(self, g: Array) -> Array:
         """As NumpyBackend.channel_sum."""
