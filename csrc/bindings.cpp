@@ -866,4 +866,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("sgd_step", sgd_step_);
     m.def("adam_step", adam_step_);
     current_level(); // so that a wrong MINIDL_SIMD is reported when the module is loaded
+    if (const char* forced = std::getenv("MINIDL_CONV"); forced && *forced) set_conv_algorithm(forced);
 }

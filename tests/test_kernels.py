@@ -221,6 +221,18 @@ def test_conv2d_gives_the_same_bits_for_any_threads(backend: Any, case: ConvCase
     same_bits(backend, lambda: tuple(compute(backend, case, x, w, b, g).values()))
 
 
+def test_conv2d_of_an_image_with_more_than_2_to_the_31_pixels() -> None:
+    """Only the pixels that are looked at exist in memory: the others are zero pages nobody wrote to."""
+    require("cpp")
+    x = np.zeros((1, 1, 46400, 46400), np.float32)
+    assert x.size > 2**31
+    x[0, 0, -1, -1] = 3
+    w = np.full((1, 1, 1, 1), 2, np.float32)
+    options = {"stride": (46399, 46399), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    with use_backend("cpp") as cpp:
+        np.testing.assert_array_equal(cpp.conv2d(x, w, None, **options)[0, 0], [[0, 0], [0, 6]])
+
+
 def test_conv2d_of_no_images(backend: Any) -> None:
     case = ConvCase("", (0, 3, 5, 5), (4, 3, 3, 3))
     x, w, b = conv_arrays(case, np.float32)
