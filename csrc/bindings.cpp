@@ -572,6 +572,44 @@ py::tuple batch_norm_grad_(py::array g, py::array x, py::array mean, py::array v
     });
 }
 
+ResponseNorm check_response_norm(const Shape& x, Index size, double alpha, double beta, double k) {
+    if (x.size() < 3 || size < 1) throw py::value_error("local_response_norm takes size >= 1 and x (N, C, ...), got " + text(x));
+    return {size, alpha, beta, k};
+}
+
+py::tuple local_response_norm_(py::array x, Index size, double alpha, double beta, double k, Index threads) {
+    const Shape shape = shape_of(x);
+    const ResponseNorm s = check_response_norm(shape, size, alpha, beta, k);
+    threads = check_threads(threads);
+    return dispatch({{"x", x}}, [&](auto zero) -> py::tuple {
+        using T = decltype(zero);
+        const ImagesIn<T> xs(as_images(x), threads);
+        const Image<const T>& v = xs.view;
+        const ImagesOut<T> y(v.n, v.c, v.h, v.w), d(v.n, v.c, v.h, v.w);
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).local_response_norm(threads, s, v, y.view, d.view); });
+        return py::make_tuple(shaped(y.array, shape), shaped(d.array, shape));
+    });
+}
+
+py::array local_response_norm_grad_(py::array g, py::array x, py::array d, Index size, double alpha, double beta, double k,
+                                    Index threads) {
+    const Shape shape = shape_of(x);
+    const ResponseNorm s = check_response_norm(shape, size, alpha, beta, k);
+    expect("g", shape_of(g), shape);
+    expect("d", shape_of(d), shape);
+    threads = check_threads(threads);
+    return dispatch({{"g", g}, {"x", x}, {"d", d}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const ImagesIn<T> gs(as_images(g), threads), xs(as_images(x), threads), ds(as_images(d), threads);
+        const Image<const T>& v = xs.view;
+        const ImagesOut<T> dx(v.n, v.c, v.h, v.w);
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).local_response_norm_grad(threads, s, gs.view, v, ds.view, dx.view); });
+        return shaped(dx.array, shape);
+    });
+}
+
 // --- pooling
 
 Pool check_pool(const char* name, const Shape& x, Pair out, Pair kernel, Pair stride, Pair padding, Pair dilation) {
@@ -856,6 +894,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("concatenate", concatenate_);
     m.def("batch_norm", batch_norm_);
     m.def("batch_norm_grad", batch_norm_grad_);
+    m.def("local_response_norm", local_response_norm_);
+    m.def("local_response_norm_grad", local_response_norm_grad_);
     m.def("max_pool2d", max_pool2d_);
     m.def("max_pool2d_grad", max_pool2d_grad_);
     m.def("linear", linear_);

@@ -1157,20 +1157,8 @@ def local_response_norm(
     if size < 1 or x.ndim < 3:
         raise ValueError(f"local_response_norm: size >= 1 and input (N, C, ...) are needed, not {size} and {x.shape}")
 
-    def window(a: Array, before: int, after: int) -> Array:
-        """Σ of a over the channels c − before .. c + after, one by one: differences of running sums lose digits."""
-        total = a.copy()
-        for s in range(1, builtins.min(builtins.max(before, after) + 1, a.shape[1])):
-            if s <= before:
-                total[:, s:] += a[:, :-s]
-            if s <= after:
-                total[:, :-s] += a[:, s:]
-        return total
-
-    before, after = size // 2, (size - 1) // 2
-    d = k + (alpha / size) * window(x * x, before, after)
-    shrink = d**-beta
-    return x * shrink, lambda g: g * shrink - (2 * alpha * beta / size) * x * window(g * x * shrink / d, after, before)
+    y, d = backend.local_response_norm(x, size, alpha, beta, k)
+    return y, lambda g: backend.local_response_norm_grad(g, x, d, size, alpha, beta, k)
 
 
 @op

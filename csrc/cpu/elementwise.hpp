@@ -14,7 +14,7 @@ template <class T>
 void relu(int threads, Image<const T> x, Image<T> y) {
     const Rows rows = rows_of_elements<T>(pixels(x), x.c, dense(x) && dense(y));
     const bool past = goes_past(rows, y);
-    each_row(threads, rows, false, [&](Index row) {
+    each_row(threads, rows, false, [=](Index row) {
         const T* from = x.data + row * rows.step(x.pitch);
         T* to = y.data + row * rows.step(y.pitch);
         each<T>(rows.length(row), past, [&](Index j, auto how) { how.result(to + j, relu<T>(how.load(from + j))); });
@@ -26,7 +26,7 @@ template <class T>
 void activation_grad(int threads, Activation activation, Image<const T> g, Image<const T> y, Image<T> dx) {
     const Rows rows = rows_of_elements<T>(pixels(g), g.c, dense(g) && dense(y) && dense(dx));
     const bool past = goes_past(rows, dx), is_relu = activation == Activation::relu;
-    each_row(threads, rows, false, [&](Index row) {
+    each_row(threads, rows, false, [=](Index row) {
         const T *from = g.data + row * rows.step(g.pitch), *at = y.data + row * rows.step(y.pitch);
         T* to = dx.data + row * rows.step(dx.pitch);
         const Index width = rows.length(row);
@@ -46,7 +46,7 @@ template <class T>
 void add(int threads, Image<const T> x, Image<const T> y, Image<T> z) {
     const Rows rows = rows_of_elements<T>(pixels(x), x.c, dense(x) && dense(y) && dense(z));
     const bool past = goes_past(rows, z);
-    each_row(threads, rows, false, [&](Index row) {
+    each_row(threads, rows, false, [=](Index row) {
         const T *a = x.data + row * rows.step(x.pitch), *b = y.data + row * rows.step(y.pitch);
         T* to = z.data + row * rows.step(z.pitch);
         each<T>(rows.length(row), past, [&](Index j, auto how) { how.result(to + j, how.load(a + j) + how.load(b + j)); });
@@ -58,7 +58,7 @@ template <class T>
 void dropout(int threads, Image<const T> x, const unsigned char* kept, T scale, Image<T> y) {
     const Rows rows = rows_of_elements<T>(pixels(x), x.c, dense(x) && dense(y));
     const bool past = goes_past(rows, y);
-    each_row(threads, rows, false, [&](Index row) {
+    each_row(threads, rows, false, [=](Index row) {
         const T* from = x.data + row * rows.step(x.pitch);
         const unsigned char* mask = kept + row * rows.width; // the mask has no gaps
         T* to = y.data + row * rows.step(y.pitch);

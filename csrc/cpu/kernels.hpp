@@ -52,6 +52,12 @@ struct Pool {
     Index n, c, h, w, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw;
 };
 
+// The `size` channels around each, y = x / (k + alpha / size · Σ x²)^beta
+struct ResponseNorm {
+    Index size;
+    double alpha, beta, k;
+};
+
 enum class Activation { none, relu, tanh };
 
 template <class T>
@@ -79,6 +85,11 @@ struct Kernels {
                        T* mean, T* var, Image<T> y);
     void (*batch_norm_grad)(int threads, Image<const T> g, Image<const T> x, const T* mean, const T* var, const T* weight,
                             const T* bias, double eps, bool relu, bool training, Image<T> dx, T* dweight, T* dbias);
+
+    // local response normalisation (lrn.hpp): d is what x is divided by, before the power
+    void (*local_response_norm)(int threads, const ResponseNorm&, Image<const T> x, Image<T> y, Image<T> d);
+    void (*local_response_norm_grad)(int threads, const ResponseNorm&, Image<const T> g, Image<const T> x, Image<const T> d,
+                                     Image<T> dx);
 
     // pooling (pool.hpp): index (n, oh, ow, c) without gaps, in bytes for windows of at most 256 taps; count (oh, ow)
     void (*max_pool2d)(int threads, const Pool&, Image<const T> x, Image<T> y, unsigned char* index);

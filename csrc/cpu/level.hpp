@@ -23,6 +23,7 @@
 #include "rows.hpp"
 
 #include "elementwise.hpp"
+#include "lrn.hpp"
 #include "norm.hpp"
 #include "pool.hpp"
 
@@ -48,6 +49,8 @@ Kernels<T> make_table() {
     k.concatenate = level::concatenate<T>;
     k.batch_norm = level::batch_norm<T>;
     k.batch_norm_grad = level::batch_norm_grad<T>;
+    k.local_response_norm = level::local_response_norm<T>;
+    k.local_response_norm_grad = level::local_response_norm_grad<T>;
     k.max_pool2d = level::max_pool2d<T, unsigned char>;
     k.max_pool2d_wide = level::max_pool2d<T, int>;
     k.max_pool2d_grad = level::max_pool2d_grad<T, unsigned char>;

@@ -1,4 +1,4 @@
-// Batch normalisation with a fused relu, local response normalisation, and their gradients.
+// Batch normalisation with a fused relu, and its gradient.
 //
 // The ladder of batch normalisation while training, in bytes a float32 element:
 //   naive       array code: mean, centred, squared, mean, scaled, shifted, relu    forward some 60, backward some 100
@@ -97,7 +97,7 @@ void batch_norm(int threads, Image<const T> x, const T* weight, const T* bias, d
     repeat(centre, static_cast<const T*>(mean), x.c, width);
     for (Index j = x.c; j < width; ++j) scale[j] = scale[j - x.c], shift[j] = shift[j - x.c];
     const bool past = goes_past(rows, y);
-    each_row(threads, rows, training, [&](Index row) {
+    each_row(threads, rows, training, [=](Index row) {
         const T* from = x.data + row * rows.step(x.pitch);
         T* to = y.data + row * rows.step(y.pitch);
         each<T>(rows.length(row), past, [&](Index j, auto how) {
@@ -150,7 +150,7 @@ void batch_norm_grad(int threads, Image<const T> g, Image<const T> x, const T* m
     if (rows.count == 0) return;
     fill(level), fill(slope);
     const bool past = goes_past(rows, dx);
-    each_row(threads, rows, true, [&](Index row) {
+    each_row(threads, rows, true, [=](Index row) {
         const T *gs = g.data + row * rows.step(g.pitch), *xs = x.data + row * rows.step(x.pitch);
         T* to = dx.data + row * rows.step(dx.pitch);
         each<T>(rows.length(row), past, [&](Index j, auto how) {

@@ -193,8 +193,9 @@ void each_row(int threads, const Rows& rows, bool back, const F& f) {
     const Index group = max<Index>(1, (1 << 15) / rows.width), tasks = ceil_div(rows.count, group);
     if (tasks < 3) threads = 1;
     parallel(threads, tasks, [&](Index task) {
-        const Index first = (back ? tasks - 1 - task : task) * group;
-        for (Index row = first; row < min(first + group, rows.count); ++row) f(row);
+        const F mine = f; // a copy on this stack: what f holds need not be read again after every store
+        const Index first = (back ? tasks - 1 - task : task) * group, end = min(first + group, rows.count);
+        for (Index row = first; row < end; ++row) mine(row);
         fence();
     });
 }

@@ -152,6 +152,20 @@ class CppBackend(NumpyBackend):
             return super().batch_norm_grad(g, x, mean, var, weight, bias, eps, activation, training)
         return _C.batch_norm_grad(g, x, mean, var, weight, bias, eps, activation == "relu", training, self.threads)
 
+    def local_response_norm(self, x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
+        """As NumpyBackend.local_response_norm."""
+        if not _ready(x):
+            return super().local_response_norm(x, size, alpha, beta, k)
+        return _C.local_response_norm(x, size, alpha, beta, k, self.threads)
+
+    def local_response_norm_grad(
+        self, g: Array, x: Array, d: Array, size: int, alpha: float, beta: float, k: float
+    ) -> Array:
+        """As NumpyBackend.local_response_norm_grad."""
+        if not _ready(g, x, d):
+            return super().local_response_norm_grad(g, x, d, size, alpha, beta, k)
+        return _C.local_response_norm_grad(g, x, d, size, alpha, beta, k, self.threads)
+
     # Dense layers and optimisers: where arrays are not contiguous, or of another dtype, array code takes over.
 
     def linear(self, x: Array, w: Array, b: Array | None, activation: str = "") -> Array:

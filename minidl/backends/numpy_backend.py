@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 KERNELS = (
     "conv2d", "conv2d_grad_x", "conv2d_grad_w",
     "max_pool2d", "max_pool2d_grad", "relu", "activation_grad", "add", "channel_sum", "concatenate",
-    "batch_norm", "batch_norm_grad",
+    "batch_norm", "batch_norm_grad", "local_response_norm", "local_response_norm_grad",
 )  # fmt: skip
 BLOCK_BYTES = 1 << 24  # unfolded windows held at a time: large enough for BLAS, small enough for any image
 
@@ -395,6 +395,23 @@ class NumpyBackend:
         scale = inverse if weight is None else weight * inverse
         return g * _along(scale, x), dweight, dbias
 
+    def local_response_norm(self, x: Array, size: int, alpha: float, beta: float, k: float) -> tuple[Array, Array]:
+        """Weaken each channel by its strong neighbours.   x (N, C, ...) -> y, d of its shape.
+
+        y_c = x_c·d_c^−β,  d_c = k + α/size·Σ x² over the channels c − ⌊size/2⌋ ... c + ⌊(size − 1)/2⌋.
+        Krizhevsky et al. 2012, section 3.3 (there without the division by size).
+        """
+        d = k + (alpha / size) * _channel_windows(x * x, size // 2, (size - 1) // 2)
+        return x * d**-beta, d
+
+    def local_response_norm_grad(
+        self, g: Array, x: Array, d: Array, size: int, alpha: float, beta: float, k: float
+    ) -> Array:
+        """Give ∂L/∂x_c = g_c·d_c^−β − (2αβ/size)·x_c·Σ_{c'} g_c'·x_c'·d_c'^(−β−1), over the c' whose windows hold c."""
+        shrunk = g * d**-beta
+        held = _channel_windows(shrunk * x / d, (size - 1) // 2, size // 2)
+        return shrunk - (2 * alpha * beta / size) * x * held
+
     # Dense layers. Their products are BLAS's.
 
     def activate(self, y: Array, activation: str) -> Array:
@@ -485,6 +502,17 @@ class NumpyBackend:
 def _along(a: Array, x: Array) -> Array:
     """View a (C,) so that it meets the channels of x (N, C, ...)."""
     return a.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+def _channel_windows(a: Array, before: int, after: int) -> Array:
+    """Σ of a over the channels c − before ... c + after, one by one: differences of running sums lose digits."""
+    total = a.copy()
+    for s in range(1, min(max(before, after) + 1, a.shape[1])):
+        if s <= before:
+            total[:, s:] += a[:, :-s]
+        if s <= after:
+            total[:, :-s] += a[:, s:]
+    return total
 
 
 def _taps(

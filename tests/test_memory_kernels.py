@@ -1,0 +1,104 @@
+"""The kernels bound by memory, at each instruction set, against the array code of the NumPy backend in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minidl import set_num_threads
+from minidl.backends import get_backend, get_num_threads, use_backend
+from minidl.backends.numpy_backend import NumpyBackend
+from tests.test_backends import require
+
+SHAPES = [
+    *((2, c, 3, 5) for c in (1, 2, 3, 15, 16, 17, 96)),
+    (1, 1, 1, 1), (3, 7, 11, 13), (2, 5, 9), (2, 3, 2, 3, 5), (5, 33, 41, 43), (0, 3, 4, 4), (2, 3, 0, 4),
+]  # fmt: skip
+DTYPES = [np.float32, np.float64]
+REFERENCE = NumpyBackend()
+
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def cpp(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The cpp backend at each instruction set that this processor has."""
+    require("cpp")
+    from minidl import _C
+
+    if request.param not in _C.simd_levels():
+        pytest.skip(f"this processor or build has no {request.param}")
+    before, threads = _C.simd_level(), get_num_threads()
+    _C.set_simd_level(request.param)
+    with use_backend("cpp"):
+        yield get_backend()
+    _C.set_simd_level(before)
+    set_num_threads(threads)
+
+
+def layouts(a: np.ndarray) -> list[np.ndarray]:
+    """The same numbers in C order, with the channels innermost, and as a slice of more channels (pitch > c)."""
+    last = np.moveaxis(a, 1, -1)
+    wide = np.full((*last.shape[:-1], a.shape[1] + 3), np.nan, a.dtype)
+    wide[..., 1:-2] = last
+    return [a, np.moveaxis(np.ascontiguousarray(last), -1, 1), np.moveaxis(wide[..., 1:-2], -1, 1)]
+
+
+def numbers(shape: Sequence[int], count: int, dtype: Any) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(dtype) for _ in range(count)]
+
+
+def agree(cpp: Any, name: str, arrays: Sequence[np.ndarray], *options: Any, tolerance: float = 20, **more: Any) -> None:
+    """A kernel on arrays of each layout, with any number of threads, is the reference in float64 but for rounding."""
+    dtype = arrays[0].dtype
+    wide = getattr(REFERENCE, name)(*(a.astype(np.float64) for a in arrays), *options, **more)
+    for given in zip(*map(layouts, arrays), strict=True):
+        copies = [a.copy() for a in given]
+        results = []
+        for threads in (1, 2, 3):
+            set_num_threads(threads)
+            found = getattr(cpp, name)(*given, *options, **more)
+            results.append(found if isinstance(found, tuple) else (found,))
+        for a, copy in zip(given, copies, strict=True):
+            np.testing.assert_array_equal(a, copy)
+        for k, exact in enumerate(wide if isinstance(wide, tuple) else (wide,)):
+            y = results[0][k]
+            assert y.dtype == dtype and y.shape == exact.shape
+            scale = np.abs(exact).max(initial=0, where=np.isfinite(exact))
+            error = tolerance * float(np.finfo(dtype).eps)
+            np.testing.assert_allclose(y, exact, error, error * scale)
+            for other in results[1:]:
+                np.testing.assert_array_equal(y, other[k])
+
+
+RESPONSES = [(5, 1e-1, 0.75, 1.0), (5, 2.0, 0.75, 2.0), (1, 0.5, 0.5, 1.0), (4, 1.0, 1.0, 0.5), (40, 1.0, 0.75, 1.0)]
+
+
+@shapes
+@dtypes
+def test_local_response_norm(cpp: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    x, g = numbers(shape, 2, dtype)
+    for options in RESPONSES:
+        agree(cpp, "local_response_norm", [x], *options)
+        d = REFERENCE.local_response_norm(x, *options)[1].astype(dtype)
+        agree(cpp, "local_response_norm_grad", [g, x, d], *options, tolerance=100)
+
+
+@dtypes
+def test_local_response_norm_keeps_its_digits_and_its_nan(cpp: Any, dtype: Any) -> None:
+    x = np.ones((1, 40, 1, 1), dtype)
+    x[0, 3], x[0, 20], x[0, 30] = 1e15, np.nan, np.inf
+    y, d = cpp.local_response_norm(x, 5, 1.0, 0.75, 0.0)
+    with np.errstate(invalid="ignore"):
+        true = REFERENCE.local_response_norm(x, 5, 1.0, 0.75, 0.0)
+        true_grad = REFERENCE.local_response_norm_grad(x, x, true[1], 5, 1.0, 0.75, 0.0)
+    np.testing.assert_allclose(d, true[1], 1e-5)
+    np.testing.assert_allclose(y, true[0], 1e-5)
+    np.testing.assert_array_equal(d[0, 6:18], 1)  # after a bright channel as if there had been none
+    grad = cpp.local_response_norm_grad(x, x, d, 5, 1.0, 0.75, 0.0)
+    np.testing.assert_allclose(grad, true_grad, 1e-4)
