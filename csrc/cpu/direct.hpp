@@ -6,6 +6,7 @@ namespace MINIDL_LEVEL {
 
 constexpr Index panel_bytes = 96 << 10;  // of B at a time: stays in the cache while all rows of A go by
 constexpr Index strip_bytes = 256 << 10; // of images at a time: stays in the L2 cache
+constexpr Index stream_bytes = 8 << 20;  // of outputs: more are written past the caches
 
 // Weights of any order: weight (o, c, k, l) of a group lies at data[group * ... + o * output + ...]. Outputs may be pairs
 // (o / inner, o % inner).
@@ -120,14 +121,19 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
             const Index m = p / s.columns / strips.rows, i = p / s.columns % strips.rows, j = p % s.columns;
             to.data[p] = m * target.image + i * target.row + j * target.column;
         }
-    const Index splits = min(max(ceil_div(16, strips.count * groups), Index(1)), panels.count);
+    const Index together = x_group == 0 ? groups : 1; // groups of one task: they read the same
+    const Index splits = min(max(ceil_div(16, strips.count * groups / together), Index(1)), panels.count);
+    const bool streams = outputs % lanes<T> == 0 && x.n * s.rows * s.columns * groups * outputs * Index(sizeof(T)) >= stream_bytes
+        && aligned(target.data) && (target.column | target.row | target.image | target.group) % lanes<T> == 0;
 
-    parallel(threads, strips.count * groups * splits, [&](Index task) {
-        const Index g = task / splits % groups, split = task % splits;
-        const auto part = strips.strip(task / splits / groups);
-        const T* a = strips.fetch(part, g * x_group, 0);
-        T* c = target.data + g * target.group + part.image * target.image + part.row * target.row;
-        for (Index p = panels.count * split / splits; p < panels.count * (split + 1) / splits; ++p) {
+    parallel(threads, strips.count * (groups / together) * splits, [&](Index task) {
+        const Index share = task / splits % (groups / together), split = task % splits;
+        const auto part = strips.strip(task / splits / (groups / together));
+        const T* a = strips.fetch(part, share * x_group, 0);
+        const Index first = panels.count * split / splits, each = panels.count * (split + 1) / splits - first;
+        for (Index number = 0; number < each * together; ++number) {
+            const Index g = share * together + number / each, p = first + number % each;
+            T* c = target.data + g * target.group + part.image * target.image + part.row * target.row;
             const int vectors = panels.width(p);
             const Index ld = vectors * lanes<T>, j = panels.first(p) * lanes<T>;
             const Index most = panel_bytes / (vectors * MINIDL_BYTES);
@@ -141,7 +147,9 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
                 product_.offset = strips.offset + t;
                 product_.runs = runs;
                 product_.length = length;
-                product_.relu = target.relu && t + runs == strips.runs && from + length == strips.length;
+                const bool last = t + runs == strips.runs && from + length == strips.length;
+                product_.relu = target.relu && last;
+                product_.stream = streams && last;
                 if (t == 0 && from == 0) product<T, false>(part.pixels, vectors, product_);
                 else product<T, true>(part.pixels, vectors, product_);
                 product_.b += runs * length * ld;
@@ -158,6 +166,7 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
                     }
             }
         }
+        if (streams) end_stream();
     });
     if (strips.padded && !all_finite(w.data, w.count))
         define_outputs(threads, s, x, groups, channels, outputs, x_group, w, target, false);
@@ -199,6 +208,40 @@ struct Phase {
     }
 };
 
+// The phases along a row of dx, together as sw * c channels: with the windows of all, and zeros where one has no weight. Few
+// channels then fill a vector, and dx is written in one go. False where it is not worth it, or where a zero met an infinity.
+template <class T>
+bool joined_phases(int threads, const Conv& s, Image<const T> g, const T* w, const T* bias, Image<T> dx) {
+    Index x0 = Index(1) << 40, end = -x0, work = 0; // of the windows; vectors of products without joining
+    for (Index t = 0; t < s.sw; ++t) {
+        const Phase along(t, s.kw, s.sw, s.pw, 1);
+        work += along.count * ceil_div(s.c, lanes<T>);
+        if (along.count) x0 = min(x0, along.origin), end = max(end, along.origin + along.count);
+    }
+    const Index width = end - x0, outputs = s.sw * s.c, channel = s.kh * width, output = s.o * channel;
+    if (4 * width * ceil_div(outputs, lanes<T>) > 5 * work) return false;
+    Buffer<T> joined(outputs * output);
+    memset(joined.data, 0, static_cast<size_t>(outputs * output) * sizeof(T));
+    for (Index t = 0; t < s.sw; ++t) {
+        const Phase along(t, s.kw, s.sw, s.pw, 1);
+        for (Index c = 0; c < s.c; ++c)
+            for (Index o = 0; o < s.o; ++o)
+                for (Index k = 0; k < s.kh; ++k)
+                    for (Index l = 0; l < along.count; ++l)
+                        joined.data[(t * s.c + c) * output + o * channel + k * width + along.origin - x0 + l] =
+                            w[((o * s.c + c) * s.kh + k) * s.kw + along.last - l * along.step];
+    }
+    for (Index r = 0; r < min(s.sh, s.h); ++r) {
+        const Phase down(r, s.kh, s.sh, s.ph, s.dh);
+        const Windows windows{ceil_div(s.h - r, s.sh), s.w / s.sw, down.count, width, 1, 1, down.dilation, 1, down.origin, x0};
+        const Weights<T> weights{joined.data, 0, 0, output, channel, -down.step * width, 1, outputs, outputs * output, down.last * width};
+        const Target<T> target{dx.data + r * s.w * dx.pitch, 0, s.h * s.w * dx.pitch, s.sh * s.w * dx.pitch, s.sw * dx.pitch,
+                               bias, 0, s.c, false};
+        slide(threads, windows, g, 1, s.o, outputs, s.o, weights, target);
+    }
+    return width * s.sw == s.kw || all_finite(dx.data, s.n * s.h * s.w * s.c);
+}
+
 // dx[n, c, y, x] = b[c] + sum of w[o, c, k, l] * g[n, o, i, j] over i * sh + k * dh - ph = y, j * sw + l * dw - pw = x.
 // With stride sh, rows r, r + sh, r + 2 sh ... of x meet the same k: for each of the sh * sw phases dx is a convolution of
 // stride 1 of g with a part of the kernel turned round.
@@ -216,6 +259,8 @@ void direct_grad_x(int threads, const Conv& s, Image<const T> g, const T* w, con
             return slide(threads, windows, g, s.kh, outputs, s.kw * s.c, 0, weights, target);
         }
     }
+    if (s.groups == 1 && s.sw > 1 && s.w % s.sw == 0 && s.dw == 1 && dx.pitch == s.c && joined_phases(threads, s, g, w, bias, dx))
+        return;
     for (Index r = 0; r < min(s.sh, s.h); ++r) {
         const Phase down(r, s.kh, s.sh, s.ph, s.dh);
         for (Index t = 0; t < min(s.sw, s.w); ++t) {
@@ -318,18 +363,23 @@ void direct_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> 
                 const Index v = vectors * p / panels, width = vectors * (p + 1) / panels - v;
                 const Index most = max(panel_bytes / (width * MINIDL_BYTES), Index(1));
                 Product<T> product_{a, 0, strips.step, 1, 0, row, b, pitch, sums + v * lanes<T>, ld};
-                product_.a_row = element;
+                const bool adjacent = strips.length >= 8; // long runs: their rows of A lie one behind the other
+                if (adjacent) product_.ar = 1;
+                else product_.a_row = element;
                 const Index lines = part.images * part.rows;
                 const Index some = max(most / s.ow, Index(1)), pieces = ceil_div(s.ow, most);
                 for (Index i = 0; i < lines; i += some)
                     for (Index q = 0; q < pieces; ++q) {
                         const Index j = s.ow * q / pieces;
-                        product_.a = a + j * strips.step;
                         product_.offset = row + i;
                         product_.runs = min(some, lines - i);
                         product_.length = s.ow * (q + 1) / pieces - j;
                         product_.b = b + (i * s.ow + j) * pitch + v * lanes<T>;
-                        product<T, true>(depth, static_cast<int>(width), product_);
+                        for (Index t = 0; t < (adjacent ? strips.runs : 1); ++t) {
+                            product_.a = a + j * strips.step + (adjacent ? strips.offset[t] : 0);
+                            product_.c = sums + t * strips.length * ld + v * lanes<T>;
+                            product<T, true>(adjacent ? strips.length : depth, static_cast<int>(width), product_);
+                        }
                     }
             }
         }

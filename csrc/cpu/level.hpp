@@ -5,6 +5,9 @@
 // same template in the rest of the program and crash an older processor. vector.hpp has the little that is needed.
 #include <math.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #include "kernels.hpp"
 

@@ -42,46 +42,67 @@ struct Product {
     const T* start = nullptr;     // what the sums of a row start from (a bias), where C is not added to; else 0
     Index tail = 0;               // lanes of C's last vector that exist; 0: all
     bool relu = false;            // C = max(C, 0) at the end
+    bool stream = false;          // C is written past the caches; its vectors are aligned
 };
 
-template <class T, int ROWS, int VECS>
-void product_block(const Product<T>& p, bool add, Index first) {
-    const T* a[ROWS];
-    T* c[ROWS];
-    for (int r = 0; r < ROWS; ++r) {
-        a[r] = p.a + (p.a_row ? p.a_row[first + r] : (first + r) * p.ar);
-        c[r] = p.c + (p.c_row ? p.c_row[first + r] : (first + r) * p.ldc);
-    }
+// A block of ROWS rows. EVEN: the rows of A lie at equal distances `ar`; three of them then share a pointer (the addresses p,
+// p + ar, p + 2 ar cost nothing), or twelve rows would want more registers than there are. The loops run at least once, and
+// are written so: else the compiler keeps the zeroed sums in memory for the case that they do not.
+template <class T, int ROWS, int VECS, bool EVEN>
+void product_block(const Product<T>& p, bool add, Index first, Index ar) {
+    constexpr int pointers = EVEN ? (ROWS + 2) / 3 : ROWS, each = EVEN ? 3 : 1;
+    const T* base[pointers];
+    for (int i = 0; i < pointers; ++i) base[i] = p.a + (p.a_row ? p.a_row[first + i * each] : (first + i * each) * p.ar);
     V<T> sum[ROWS][VECS];
-    if (add) {
-        for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < VECS; ++v)
-                sum[r][v] = v == VECS - 1 && p.tail ? load_part(c[r] + v * lanes<T>, p.tail) : load(c[r] + v * lanes<T>);
-    } else {
-        for (int v = 0; v < VECS; ++v) {
-            const V<T> from = p.start ? load(p.start + v * lanes<T>) : V<T>{};
-            for (int r = 0; r < ROWS; ++r) sum[r][v] = from;
-        }
+    for (int v = 0; v < VECS; ++v) {
+        const V<T> from = p.start && !add ? load(p.start + v * lanes<T>) : V<T>{};
+        for (int r = 0; r < ROWS; ++r) sum[r][v] = from;
     }
     const T* b = p.b;
-    const Index ak = p.ak, ldb = p.ldb, length = p.length;
-    for (Index t = 0; t < p.runs; ++t) {
-        Index at = p.offset[t];
-        for (Index k = 0; k < length; ++k, at += ak, b += ldb) {
+    const Index ak = p.ak, ldb = p.ldb;
+    Index t = 0;
+    do {
+        const T* a[pointers];
+        for (int i = 0; i < pointers; ++i) a[i] = base[i] + p.offset[t];
+        Index k = p.length;
+        do {
             V<T> row[VECS];
             for (int v = 0; v < VECS; ++v) row[v] = load(b + v * lanes<T>);
             for (int r = 0; r < ROWS; ++r)
-                for (int v = 0; v < VECS; ++v) sum[r][v] += a[r][at] * row[v];
+                for (int v = 0; v < VECS; ++v) sum[r][v] += (EVEN ? a[r / 3][r % 3 * ar] : a[r][0]) * row[v];
+            for (int i = 0; i < pointers; ++i) a[i] += ak;
+            b += ldb;
+        } while (--k);
+    } while (++t < p.runs);
+    T* c[ROWS];
+    MINIDL_UNROLL
+    for (int r = 0; r < ROWS; ++r) c[r] = p.c + (p.c_row ? p.c_row[first + r] : (first + r) * p.ldc);
+    constexpr int last = VECS - 1;
+    const Index tail = p.tail ? p.tail : lanes<T>;
+    if (add)
+        MINIDL_UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            MINIDL_UNROLL
+            for (int v = 0; v < last; ++v) sum[r][v] += load(c[r] + v * lanes<T>);
+            sum[r][last] += load_part(c[r] + last * lanes<T>, tail);
         }
-    }
     if (p.relu)
+        MINIDL_UNROLL
         for (int r = 0; r < ROWS; ++r)
+            MINIDL_UNROLL
             for (int v = 0; v < VECS; ++v) sum[r][v] = relu<T>(sum[r][v]);
+    if (p.stream) {
+        MINIDL_UNROLL
+        for (int r = 0; r < ROWS; ++r)
+            MINIDL_UNROLL
+            for (int v = 0; v < VECS; ++v) stream(c[r] + v * lanes<T>, sum[r][v]);
+        return;
+    }
+    MINIDL_UNROLL
     for (int r = 0; r < ROWS; ++r) {
-        for (int v = 0; v < VECS - 1; ++v) store(c[r] + v * lanes<T>, sum[r][v]);
-        T* last = c[r] + (VECS - 1) * lanes<T>;
-        if (p.tail) store_part(last, sum[r][VECS - 1], p.tail);
-        else store(last, sum[r][VECS - 1]);
+        MINIDL_UNROLL
+        for (int v = 0; v < last; ++v) store(c[r] + v * lanes<T>, sum[r][v]);
+        store_part(c[r] + last * lanes<T>, sum[r][last], tail);
     }
 }
 
@@ -89,7 +110,14 @@ void product_block(const Product<T>& p, bool add, Index first) {
 template <class T, int ROWS, int VECS>
 void product_rows(Index rows, const Product<T>& p, bool add, Index first) {
     if constexpr (ROWS > 0) {
-        if (rows == ROWS) product_block<T, ROWS, VECS>(p, add, first);
+        if (rows == ROWS) {
+            bool even = true;
+            const Index ar = !p.a_row ? p.ar : ROWS > 1 ? p.a_row[first + (ROWS > 1)] - p.a_row[first] : 0;
+            if (p.a_row)
+                for (int r = 2; r < ROWS; ++r) even &= p.a_row[first + r] - p.a_row[first] == r * ar;
+            if (even) product_block<T, ROWS, VECS, true>(p, add, first, ar);
+            else product_block<T, ROWS, VECS, false>(p, add, first, ar);
+        }
         else product_rows<T, ROWS - 1, VECS>(rows, p, add, first);
     }
 }

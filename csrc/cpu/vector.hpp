@@ -41,6 +41,15 @@ struct Vector { // the same in plain loops
 #define MINIDL_INLINE inline
 #endif
 
+// Before a loop over vectors of a constant number: they shall stay in registers.
+#if defined(__clang__)
+#define MINIDL_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define MINIDL_UNROLL _Pragma("GCC unroll 16")
+#else
+#define MINIDL_UNROLL
+#endif
+
 template <class T>
 using V = typename Vector<T, MINIDL_BYTES>::type;
 
@@ -79,16 +88,53 @@ MINIDL_INLINE void copy_part(T* to, const T* from, Index count) {
 
 template <class T>
 MINIDL_INLINE V<T> load_part(const T* p, Index count) {
+#if MINIDL_BYTES == 64 && defined(__AVX512F__)
+    const unsigned mask = (1u << (count < lanes<T> ? count : lanes<T>)) - 1;
+    if constexpr (sizeof(T) == 4) return (V<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
+    else return (V<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p);
+#else
     if (count >= lanes<T>) return load(p);
     V<T> v{};
     copy_part(reinterpret_cast<T*>(&v), p, count);
     return v;
+#endif
 }
 
 template <class T>
 MINIDL_INLINE void store_part(T* p, V<T> v, Index count) {
+#if MINIDL_BYTES == 64 && defined(__AVX512F__)
+    const unsigned mask = (1u << (count < lanes<T> ? count : lanes<T>)) - 1;
+    if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), (__m512)v);
+    else _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), (__m512d)v);
+#else
     if (count >= lanes<T>) store(p, v);
     else copy_part(p, reinterpret_cast<const T*>(&v), count);
+#endif
+}
+
+// Write a whole cache line past the caches, to an aligned address: else memory would be read only to be overwritten.
+template <class T>
+MINIDL_INLINE void stream(T* p, V<T> v) {
+#if MINIDL_BYTES == 64 && defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+    typedef float Floats __attribute__((vector_size(64)));
+    __builtin_ia32_movntps512(reinterpret_cast<float*>(p), reinterpret_cast<Floats>(v));
+#elif MINIDL_BYTES == 64 && defined(__clang__)
+    __builtin_nontemporal_store(v, reinterpret_cast<V<T>*>(p));
+#else
+    store(p, v);
+#endif
+}
+
+template <class T>
+MINIDL_INLINE bool aligned(const T* p) {
+    return reinterpret_cast<size_t>(p) % MINIDL_BYTES == 0;
+}
+
+// What was streamed is seen by other threads after this.
+MINIDL_INLINE void end_stream() {
+#if MINIDL_BYTES == 64 && defined(__GNUC__) && defined(__x86_64__)
+    __builtin_ia32_sfence();
+#endif
 }
 
 MINIDL_INLINE float root(float x) { return sqrtf(x); } // not sqrt: that may be a template of the standard library

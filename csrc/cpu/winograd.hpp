@@ -267,26 +267,6 @@ MINIDL_INLINE void prefetch(const Image<const T>& x, Index channel, Index channe
     }
 }
 
-// Write a whole cache line past the caches, to an aligned address: else memory would be read only to be overwritten.
-template <class T>
-MINIDL_INLINE void stream(T* p, V<T> v) {
-#if MINIDL_BYTES == 64 && defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-    typedef float Floats __attribute__((vector_size(64)));
-    __builtin_ia32_movntps512(reinterpret_cast<float*>(p), reinterpret_cast<Floats>(v));
-#elif MINIDL_BYTES == 64 && defined(__clang__)
-    __builtin_nontemporal_store(v, reinterpret_cast<V<T>*>(p));
-#else
-    store(p, v);
-#endif
-}
-
-// What was streamed is seen by other threads after this.
-MINIDL_INLINE void end_stream() {
-#if MINIDL_BYTES == 64 && defined(__GNUC__) && defined(__x86_64__)
-    __builtin_ia32_sfence();
-#endif
-}
-
 // Channels in panels of whole vectors, as the microkernel wants them, of nearly equal width.
 template <class T>
 struct Panels {
