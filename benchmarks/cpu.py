@@ -39,7 +39,7 @@ COMMITTED = ROOT / "benchmarks" / "cpu.json"  # what --check compares with
 TURN = 0.01  # seconds: a turn is one call, or as many as fill this time
 PAUSE = 0.02  # seconds before a turn: OpenMP's threads go on spinning for some milliseconds after a call
 LONG = 0.1  # a call that takes longer is not warmed up again in each turn
-LAYER_BUDGET, STEP_BUDGET = 1.2, 7.0  # seconds for all turns of a row, of which there are at least three
+LAYER_BUDGET, STEP_BUDGET = 1.0, 6.0  # seconds for all turns of a row, of which there are at least three
 SIDE = ("numpy", "numba")  # minidl's other backends: timed beside it where that takes no minutes
 SLOW = 0.25  # a turn of numpy or numba that takes longer is their only one
 LOSS_ERROR = (2e-5, 1e-3)  # relative: before any step, and after Adam's first, which divides rounding by rounding
@@ -55,7 +55,7 @@ class Worker:
     def __init__(self, name: str, threads: int) -> None:
         variables = ("OPENBLAS", "OMP", "MKL", "VECLIB_MAXIMUM", "MINIDL", "NUMBA")
         environment = os.environ | {f"{variable}_NUM_THREADS": str(threads) for variable in variables}
-        environment |= {"TORCHINDUCTOR_FREEZING": "1"} | (TUNED if name == "torch tuned" else {})
+        environment |= TUNED if name == "torch tuned" else {}
         self.name = name
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", name, str(threads)],
@@ -140,11 +140,20 @@ class Run:
             self.notes.append(text)
             print(text, file=sys.stderr, flush=True)
 
+    def fewer(self) -> list[str]:
+        """All rivals but PyTorch with its default allocator, where there is PyTorch with a tuned one."""
+        return [name for name in self.names if name != "torch" or "torch tuned" not in self.names]
+
+    def compiles(self, worker: Worker, workload: Workload, all_threads: bool) -> bool:
+        """Whether there is time for torch.compile: once a workload, with the allocator that is its faster one."""
+        return not self.quick and all_threads and workload.quick and worker.name == self.fewer()[-1]
+
     def layers(self, layers: list[Layer], threads: int, most: int) -> None:
         """Time all passes of some convolutions."""
-        with team(self.names, threads) as team_:
+        thorough = threads == most and not self.quick
+        with team(self.names if thorough else self.fewer(), threads) as team_:
             for layer in layers:
-                side = not (self.quick or threads < most) or layer.operations < 5e8
+                side = layer.operations < (5e9 if thorough else 5e8)
                 workers = [worker for worker in team_ if side or worker.name not in SIDE]
                 print(f"... {layer.name}, {threads} threads", file=sys.stderr, flush=True)
                 calls: dict[str, dict[str, tuple[Worker, str]]] = {}
@@ -166,7 +175,8 @@ class Run:
         """Time the steps of one network in fresh workers, after comparing their losses."""
         print(f"... {workload.name}, {threads} threads", file=sys.stderr, flush=True)
         side = [] if self.quick or threads < most else [name for name in self.names if name in SIDE]
-        names = [name for name in self.names if name not in SIDE] + side
+        peers = self.names if threads == most else self.fewer()
+        names = [name for name in peers if name not in SIDE] + side
         if len(names) == 1 and "numpy" in self.names:
             names.append("numpy")  # someone must say what is right
         row: dict[str, Any] = {
@@ -179,7 +189,7 @@ class Run:
                 alone = worker.name in SIDE
                 if worker.name == "numba":
                     worker.ask("prepare_layer", case=case_layers()[0].case, transposed=False)  # compiles its kernels
-                options = {"steps": 1} if alone else {"compiled": not self.quick and threads == most}
+                options = {"steps": 1} if alone else {"compiled": self.compiles(worker, workload, threads == most)}
                 worker.send("prepare_workload", name=workload.name, **options)
                 answer = self.answer(worker, workload.name)
                 for mode, found in answer.get("found", {}).items():
@@ -354,7 +364,8 @@ def main(argv: list[str] | None = None) -> int:
         run.note(text)
     for n in reversed(threads):
         run.introduce(n)
-        networks = [layer for layer in layers if layer.network or n == threads[-1]]  # the cases once
+        all_threads = n == threads[-1]  # with fewer, what --quick times, and no cases
+        networks = [layer for layer in layers if all_threads or (layer.network and layer.quick)]
         if networks:
             run.layers(networks, n, threads[-1])
         for workload in workloads:

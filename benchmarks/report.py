@@ -43,10 +43,10 @@ def targets(results: Row) -> list[Row]:
     """Each target beside what was reached against PyTorch, tuned and default."""
     found = []
     for threads in reversed(results["threads"]):
-        rows = [row for row in results["rows"] if row["threads"] == threads and "default" in row]
+        rows = [row for row in results["rows"] if row["threads"] == threads and any(key in row for key in PEERS)]
         layers = [row for row in rows if row["kind"] == "layer"]
-        keys = [key for key in PEERS if all(key in row for row in rows)]
         if layers:
+            keys = [key for key in PEERS if all(key in row for row in layers)]
             what = f"geometric mean of {sum(row['count'] for row in layers)} convolution passes"
             line = {"what": what, "threads": threads, "target": LAYER_TARGETS["mean"], "remark": ""}
             found.append(line | {key: geometric_mean(layers, key) for key in keys})
@@ -58,6 +58,7 @@ def targets(results: Row) -> list[Row]:
         for workload in WORKLOADS:
             for row in rows:
                 if row["kind"] == "step" and row["name"] == workload.name:
+                    keys = [key for key in PEERS if key in row]
                     line = {"what": row["name"], "threads": threads, "target": (workload.floor, workload.aim)}
                     line["remark"] = row[keys[0]]["best"]
                     found.append(line | {key: row[key]["ratio"] for key in keys})
