@@ -88,7 +88,7 @@ MINIDL_INLINE void copy_part(T* to, const T* from, Index count) {
 
 template <class T>
 MINIDL_INLINE V<T> load_part(const T* p, Index count) {
-#if MINIDL_BYTES == 64 && defined(__AVX512F__)
+#if MINIDL_BYTES == 64 && defined(__AVX512F__) && defined(__GNUC__)
     const unsigned mask = (1u << (count < lanes<T> ? count : lanes<T>)) - 1;
     if constexpr (sizeof(T) == 4) return (V<T>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
     else return (V<T>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p);
@@ -102,13 +102,21 @@ MINIDL_INLINE V<T> load_part(const T* p, Index count) {
 
 template <class T>
 MINIDL_INLINE void store_part(T* p, V<T> v, Index count) {
-#if MINIDL_BYTES == 64 && defined(__AVX512F__)
+#if MINIDL_BYTES == 64 && defined(__AVX512F__) && defined(__GNUC__)
     const unsigned mask = (1u << (count < lanes<T> ? count : lanes<T>)) - 1;
     if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), (__m512)v);
     else _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), (__m512d)v);
 #else
     if (count >= lanes<T>) store(p, v);
     else copy_part(p, reinterpret_cast<const T*>(&v), count);
+#endif
+}
+
+// Ask memory for what will be read soon.
+template <class T>
+MINIDL_INLINE void prefetch(const T* p) {
+#if defined(__GNUC__)
+    __builtin_prefetch(p, 0, 2);
 #endif
 }
 

@@ -245,13 +245,7 @@ void transform_square(const F& f, const Square<T>& s, Index channels, T* to, Ind
             [&](int i, int j, V<T> v) { store(to + (i * F::out + j) * plane + c, v); });
 }
 
-// Ask memory for what will be read soon.
-template <class T>
-MINIDL_INLINE void prefetch(const T* p) {
-#if defined(__GNUC__)
-    __builtin_prefetch(p, 0, 2);
-#endif
-}
+using MINIDL_LEVEL::prefetch;
 
 // Ask memory for `rows` x `columns` pixels from (row, column) of image n on, as far as they exist: the processor has products
 // to compute until they are needed. Inlined, or the compiler drops calls that compute nothing.
