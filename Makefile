@@ -27,8 +27,8 @@ lint: $(STAMP) ## style and types
 sanitize: $(STAMP) ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(PY) -m tests.sanitize
 
-bench: $(STAMP) ## the kernels of every backend side by side
-	$(PY) -m benchmarks.kernels --quick
+bench: $(STAMP) ## convolutions and whole training steps beside PyTorch, NumPy and Numba
+	$(PY) -m benchmarks.cpu --quick
 
 install: $(STAMP)
 
