@@ -197,7 +197,7 @@ class Run:
                 for mode, found in answer.get("found", {}).items():
                     name = label(worker.name, mode)
                     if "error" in found:
-                        self.note(f"{workload.name}: {name} left out: {found['error']}")
+                        self.leave_out(workload.name, name, found["error"])
                         continue
                     numbers[name] = found["numbers"]
                     row["memory"][name] = found["memory"]
@@ -222,8 +222,14 @@ class Run:
             self.wrong.append(f"{worker.name}: {answer['wrong']}")
             print(self.wrong[-1], file=sys.stderr, flush=True)
         elif "error" in answer:
-            self.note(f"{row}: {worker.name} left out: {answer['error']}")
+            self.leave_out(row, worker.name, answer["error"])
         return answer
+
+    def leave_out(self, row: str, rival: str, error: str) -> None:
+        """Say why a rival is not in a row; for minidl itself that is as bad as a wrong result."""
+        self.note(f"{row}: {rival} left out: {error}")
+        if rival == "minidl":
+            self.wrong.append(f"{row}: {error}")
 
     def finish(
         self,
