@@ -129,8 +129,10 @@ class Run:
                     self.names.remove(worker.name)
                     self.note(f"{worker.name} cannot run here and is left out: {hello['error']}")
                     continue
-                self.versions[worker.name] = hello["describe"]
-                if worker.name in ("minidl", "torch"):
+                self.versions.setdefault(worker.name, hello["describe"])
+            for worker in workers:  # now that all have started and nobody is busy
+                if worker.name in ("minidl", "torch") and worker.name in self.names:
+                    time.sleep(PAUSE)
                     found.append(worker.ask("ceilings"))
         self.ceilings[str(threads)] = {key: max(each[key] for each in found) for key in ("flops", "bandwidth")}
 
@@ -195,7 +197,7 @@ class Run:
                 for mode, found in answer.get("found", {}).items():
                     name = label(worker.name, mode)
                     if "error" in found:
-                        self.note(f"{workload.name}: {name} left out: {found['error']}")
+                        self.leave_out(workload.name, name, found["error"])
                         continue
                     numbers[name] = found["numbers"]
                     row["memory"][name] = found["memory"]
@@ -220,8 +222,14 @@ class Run:
             self.wrong.append(f"{worker.name}: {answer['wrong']}")
             print(self.wrong[-1], file=sys.stderr, flush=True)
         elif "error" in answer:
-            self.note(f"{row}: {worker.name} left out: {answer['error']}")
+            self.leave_out(row, worker.name, answer["error"])
         return answer
+
+    def leave_out(self, row: str, rival: str, error: str) -> None:
+        """Say why a rival is not in a row; for minidl itself that is as bad as a wrong result."""
+        self.note(f"{row}: {rival} left out: {error}")
+        if rival == "minidl":
+            self.wrong.append(f"{row}: {error}")
 
     def finish(
         self,

@@ -172,7 +172,7 @@ class Bench:
         return {"flops": flops, "bandwidth": 2 * source.nbytes / copy}
 
 
-def best(call: Callable[[], Any], times: int = 7) -> float:
+def best(call: Callable[[], Any], times: int = 15) -> float:
     """The shortest of some calls, in seconds."""
     found = []
     for _ in range(times):
