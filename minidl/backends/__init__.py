@@ -139,7 +139,8 @@ def set_conv_algorithm(name: str) -> None:
 
     "auto": by shape (`explain_conv` says how);  "direct": never a transform, errors of rounding;  "winograd": wherever
     it can be done;  "exact": float32 is summed in float64 and rounded once, two to four times slower.
-    The environment's MINIDL_CONV chooses for a whole program. Relative errors of float32 against float64: auto 2e-5 (gradients of weights 1e-4), exact 1e-6.
+    The environment's MINIDL_CONV chooses for a whole program. Errors of float32 against float64, relative to the
+    largest result: "auto" 2e-5 (gradients of weights 1e-4), "exact" 2e-7.
     """
     if name not in CONV_ALGORITHMS:
         raise ValueError(f"there is no convolution algorithm {name!r}; there are {', '.join(CONV_ALGORITHMS)}")
