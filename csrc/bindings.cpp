@@ -666,6 +666,60 @@ py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Pair ker
     });
 }
 
+// --- cross entropy
+
+using Targets = Array<long long>;
+
+Labels check_labels(const py::array& x, const Targets& t, const py::array& weight, Index ignored, double smoothing) {
+    if (x.ndim() < 2 || x.shape(1) < 1)
+        throw py::value_error("cross_entropy takes x (N, C, ...) of at least one class, got " + text(shape_of(x)));
+    Shape positions = shape_of(x);
+    const py::ssize_t classes = positions[1];
+    positions.erase(positions.begin() + 1);
+    expect("t", shape_of(t), positions);
+    expect("weight", shape_of(weight), {classes});
+    const long long* target = t.data();
+    for (py::ssize_t i = 0; i < t.size(); ++i)
+        if (target[i] != ignored && (target[i] < 0 || target[i] >= classes))
+            throw py::index_error("cross_entropy: class " + std::to_string(target[i]) + " among the targets, but there are "
+                                  + std::to_string(classes));
+    return {target, ignored, smoothing};
+}
+
+py::tuple cross_entropy_(py::array x, Targets t, py::array weight, Index ignored, double smoothing, Index threads) {
+    const Labels s = check_labels(x, t, weight, ignored, smoothing);
+    threads = check_threads(threads);
+    return dispatch({{"x", x}, {"weight", weight}}, [&](auto zero) -> py::tuple {
+        using T = decltype(zero);
+        const ImagesIn<T> xs(as_images(x), threads);
+        const Array<T> ws(weight);
+        py::array loss = pooled<T>(shape_of(t)), lse = pooled<T>(shape_of(t));
+        const T* w = ws.data();
+        T *to = static_cast<T*>(loss.mutable_data()), *logs = static_cast<T*>(lse.mutable_data());
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).cross_entropy(threads, s, xs.view, w, to, logs); });
+        return py::make_tuple(loss, lse);
+    });
+}
+
+py::array cross_entropy_grad_(py::array g, py::array x, Targets t, py::array lse, py::array weight, Index ignored,
+                              double smoothing, Index threads) {
+    const Labels s = check_labels(x, t, weight, ignored, smoothing);
+    expect("g", shape_of(g), shape_of(t));
+    expect("lse", shape_of(lse), shape_of(t));
+    threads = check_threads(threads);
+    return dispatch({{"g", g}, {"x", x}, {"lse", lse}, {"weight", weight}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const ImagesIn<T> xs(as_images(x), threads);
+        const Array<T> gs(g), logs(lse), ws(weight);
+        const ImagesOut<T> dx(xs.view.n, xs.view.c, xs.view.h, xs.view.w);
+        const T *pg = gs.data(), *pl = logs.data(), *w = ws.data();
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).cross_entropy_grad(threads, s, xs.view, w, pg, pl, dx.view); });
+        return shaped(dx.array, shape_of(x));
+    });
+}
+
 // --- dense layers, squared error, optimisers ----------------------------------------------------------------------
 //
 // These run on small arrays too, where the way in costs more than the work, so they take only arrays that are ready: of one
@@ -898,6 +952,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("local_response_norm_grad", local_response_norm_grad_);
     m.def("max_pool2d", max_pool2d_);
     m.def("max_pool2d_grad", max_pool2d_grad_);
+    m.def("cross_entropy", cross_entropy_);
+    m.def("cross_entropy_grad", cross_entropy_grad_);
     m.def("linear", linear_);
     m.def("linear_grad_x", linear_grad_x_);
     m.def("linear_grad_w", linear_grad_w_);

@@ -1262,52 +1262,67 @@ def cross_entropy(
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing lies between 0 and 1, not {label_smoothing}")
-    logp = log_softmax(x, 1 if x.ndim > 1 else 0)
-    return _class_loss("cross_entropy", logp, target, weight, ignore_index, reduction, label_smoothing)
+    _check_floating("cross_entropy", x)
+    return _class_loss("cross_entropy", x, target, weight, ignore_index, reduction, label_smoothing)
 
 
 @op
-def _expected(backend: Any, logp: Array, q: Array) -> Any:
-    """−Σ_c q_c·logp_c along axis 1; where q is 0, even −∞ counts nothing."""
-    product = backend.xp.where(q == 0, 0, q * logp)
-    return -product.sum(axis=1), lambda g: -g[:, None] * q
+def _cross_entropy(backend: Any, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float) -> Any:
+    loss, lse = backend.cross_entropy(x, t, weight, ignore_index, smoothing)
+    return loss, lambda g: backend.cross_entropy_grad(g, x, t, lse, weight, ignore_index, smoothing)
+
+
+@op
+def _nll(backend: Any, x: Array, t: Array, weight: Array) -> Any:
+    """−weight·x[t] at every position; where the weight is 0, even −∞ counts nothing.   t, weight (N, ...)."""
+    xp = backend.xp
+    own = xp.take_along_axis(x, t[:, None], axis=1)[:, 0]
+
+    def grad(g: Array) -> Array:
+        out = xp.zeros(x.shape, x.dtype)
+        xp.put_along_axis(out, t[:, None], (-g * weight)[:, None], axis=1)
+        return out
+
+    return -xp.where(weight == 0, 0, weight * own), grad
 
 
 def _class_loss(
-    name: str, logp: Tensor, target: Any, weight: Any, ignore_index: int, reduction: str, smoothing: float
+    name: str, x: Tensor, target: Any, weight: Any, ignore_index: int, reduction: str, smoothing: float
 ) -> Tensor:
+    """What cross_entropy and nll_loss have in common: they check the targets, weigh, and reduce."""
     xp = get_backend().xp
     t = xp.asarray(target.data if isinstance(target, Tensor) else target)
-    if logp.ndim == 1 and t.ndim == 0:  # one sample without a batch
-        loss = _class_loss(name, unsqueeze(logp, 0), t[None], weight, ignore_index, reduction, smoothing)
+    if x.ndim == 1 and t.ndim == 0:  # one sample without a batch
+        loss = _class_loss(name, unsqueeze(x, 0), t[None], weight, ignore_index, reduction, smoothing)
         return squeeze(loss)
     if t.dtype.kind not in "iu":
         raise TypeError(f"{name}: targets are class numbers (integers), not {t.dtype}")
-    if logp.ndim < 2 or t.shape != (logp.shape[0], *logp.shape[2:]):
-        raise ValueError(f"{name}: input {logp.shape} is (N, C, ...), so targets must be (N, ...), not {t.shape}")
-    classes = logp.shape[1]
+    if x.ndim < 2 or t.shape != (x.shape[0], *x.shape[2:]):
+        raise ValueError(f"{name}: input {x.shape} is (N, C, ...), so targets must be (N, ...), not {t.shape}")
+    classes = x.shape[1]
     counts = t != ignore_index
-    wrong = counts & ((t < 0) | (t >= classes))
-    if wrong.any():
-        raise IndexError(
-            f"{name}: class {int(t[wrong][0])} among the targets, but the input has classes 0 to {classes - 1}"
-        )
+    if t.size and (t.min() < 0 or t.max() >= classes):
+        wrong = counts & ((t < 0) | (t >= classes))
+        if wrong.any():
+            raise IndexError(
+                f"{name}: class {int(t[wrong][0])} among the targets, but the input has classes 0 to {classes - 1}"
+            )
     w = (
-        xp.ones(classes, logp.dtype)
+        xp.ones(classes, x.dtype)
         if weight is None
-        else xp.asarray(weight.data if isinstance(weight, Tensor) else weight, dtype=logp.dtype)
+        else xp.asarray(weight.data if isinstance(weight, Tensor) else weight, dtype=x.dtype)
     )
     if w.shape != (classes,):
         raise ValueError(f"{name}: weight has shape {w.shape}, expected ({classes},)")
-
-    t = xp.where(counts, t, 0)
-    w_t = xp.where(counts, w[t], 0)  # (N, ...)
-    along = (1, -1) + (1,) * (logp.ndim - 2)  # the classes stand along axis 1
-    q = (xp.arange(classes).reshape(along) == t[:, None]) * (w_t[:, None] * (1 - smoothing))
-    if smoothing:
-        q = q + counts[:, None] * (w.reshape(along) * (smoothing / classes))
-    loss = _expected(logp, q.astype(logp.dtype))
-    return loss.sum() / float(w_t.sum()) if reduction == "mean" else _reduce(loss, reduction)
+    if name == "cross_entropy":
+        loss = _cross_entropy(x, t, w, ignore_index, smoothing)
+    else:
+        t = xp.where(counts, t, 0)
+        loss = _nll(x, t, xp.where(counts, w[t], 0))
+    if reduction != "mean":
+        return _reduce(loss, reduction)
+    total = counts.sum() if weight is None else w[t[counts]].sum()
+    return loss.sum() / float(total)  # type: ignore[no-any-return]
 
 
 def binary_cross_entropy_with_logits(

@@ -102,3 +102,78 @@ def test_local_response_norm_keeps_its_digits_and_its_nan(cpp: Any, dtype: Any) 
     np.testing.assert_array_equal(d[0, 6:18], 1)  # after a bright channel as if there had been none
     grad = cpp.local_response_norm_grad(x, x, d, 5, 1.0, 0.75, 0.0)
     np.testing.assert_allclose(grad, true_grad, 1e-4)
+
+
+CLASS_SHAPES = [
+    *((2, c, 3, 5) for c in (1, 2, 3, 15, 16, 17, 96)),
+    (7, 10), (3, 1000), (2, 2, 67), (1, 2, 130, 131), (1, 9000), (0, 3), (2, 3, 0, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", CLASS_SHAPES, ids=str)
+@dtypes
+def test_cross_entropy(cpp: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    x = 5 * numbers(shape, 1, dtype)[0]
+    positions = (shape[0], *shape[2:])
+    rng = np.random.default_rng(1)
+    t = rng.integers(shape[1], size=positions).astype(np.int32 if shape[1] == 3 else np.int64)
+    t[rng.random(positions) < 0.2] = -7
+    g = rng.standard_normal(positions).astype(dtype)
+    for smoothing in (0.0, 0.1, 1.0):
+        weight = rng.random(shape[1]).astype(dtype)
+        weight[0] = 0 if shape[1] > 2 else 1
+        options = t, weight.astype(np.float64), -7, smoothing
+        true_loss, true_lse = REFERENCE.cross_entropy(x.astype(np.float64), *options)
+        true_grad = REFERENCE.cross_entropy_grad(g.astype(np.float64), x.astype(np.float64), t, true_lse, *options[1:])
+        eps = 40 * float(np.finfo(dtype).eps)
+        for given in layouts(x):
+            results = []
+            for threads in (1, 2, 3):
+                set_num_threads(threads)
+                loss, lse = cpp.cross_entropy(given, t, weight, -7, smoothing)
+                grad = cpp.cross_entropy_grad(g, given, t, lse, weight, -7, smoothing)
+                results.append((loss, lse, grad))
+            for y, true in zip(results[0], (true_loss, true_lse, true_grad), strict=True):
+                assert y.dtype == dtype and y.shape == true.shape
+                np.testing.assert_allclose(y, true, eps, eps * np.abs(true).max(initial=1))
+            for other in results[1:]:
+                for a, b in zip(results[0], other, strict=True):
+                    np.testing.assert_array_equal(a, b)
+
+
+@dtypes
+def test_cross_entropy_at_nan_infinity_and_large_logits(cpp: Any, dtype: Any) -> None:
+    """The exponentials span all that a float holds; NaN and infinity come out where array code has them."""
+    rows = [
+        [0, -np.inf, 3],
+        [0, np.inf, 3],
+        [np.nan, 0, 1],
+        [0, 1, np.nan],
+        [-np.inf] * 3,
+        [-1e30, 0, 1e30],
+        [-86, 0, -88],
+    ]
+    x = np.array(rows * 7, dtype)
+    weight = np.ones(3, dtype)
+    for target in (0, 1, 2, -1):
+        for smoothing in (0.0, 0.5):
+            t = np.full(len(x), target)
+            with np.errstate(all="ignore"):
+                loss, lse = REFERENCE.cross_entropy(x, t, weight, -1, smoothing)
+                grad = REFERENCE.cross_entropy_grad(weight[t], x, t, lse, weight, -1, smoothing)
+            found = cpp.cross_entropy(x, t, weight, -1, smoothing)
+            found_grad = cpp.cross_entropy_grad(weight[t], x, t, found[1], weight, -1, smoothing)
+            for y, true in zip((*found, found_grad), (loss, lse, grad), strict=True):
+                np.testing.assert_allclose(y, true, 1e-6, 1e-37)
+
+
+def test_cross_entropy_refuses(cpp: Any) -> None:
+    x, weight = np.ones((2, 3), np.float32), np.ones(3, np.float32)
+    with pytest.raises(IndexError, match="class 3"):
+        cpp.cross_entropy(x, np.array([0, 3]), weight, -100, 0.0)
+    with pytest.raises(ValueError, match="t has shape"):
+        cpp.cross_entropy(x, np.array([0]), weight, -100, 0.0)
+    with pytest.raises(ValueError, match="weight"):
+        cpp.cross_entropy(x, np.array([0, 1]), weight[:2], -100, 0.0)
+    with pytest.raises(ValueError, match="at least one class"):
+        cpp.cross_entropy(x[:, :0], np.array([0, 1]), weight[:0], -100, 0.0)

@@ -58,6 +58,13 @@ struct ResponseNorm {
     double alpha, beta, k;
 };
 
+// The class of each position, and how classes count: targets equal to `ignored` do not.
+struct Labels {
+    const long long* target;
+    Index ignored;
+    double smoothing;
+};
+
 enum class Activation { none, relu, tanh };
 
 template <class T>
@@ -98,6 +105,11 @@ struct Kernels {
     void (*max_pool2d_grad_wide)(int threads, const Pool&, Image<const T> g, const int* index, Image<T> dx);
     void (*avg_pool2d)(int threads, const Pool&, Image<const T> x, const T* count, Image<T> y);
     void (*avg_pool2d_grad)(int threads, const Pool&, Image<const T> g, const T* count, Image<T> dx);
+
+    // losses (loss.hpp): a logit for each class (a channel) and position (a pixel); weight (C); g, loss and lse one a position
+    void (*cross_entropy)(int threads, const Labels&, Image<const T> x, const T* weight, T* loss, T* lse);
+    void (*cross_entropy_grad)(int threads, const Labels&, Image<const T> x, const T* weight, const T* g, const T* lse,
+                               Image<T> dx);
 
     // layout (layout.hpp): any strides in (in elements, order N, C, H, W), channels innermost out
     void (*to_channels_last)(int threads, const T* x, const Index strides[4], Image<T> y);

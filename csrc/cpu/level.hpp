@@ -23,6 +23,7 @@
 #include "rows.hpp"
 
 #include "elementwise.hpp"
+#include "loss.hpp"
 #include "lrn.hpp"
 #include "norm.hpp"
 #include "pool.hpp"
@@ -57,6 +58,8 @@ Kernels<T> make_table() {
     k.max_pool2d_grad_wide = level::max_pool2d_grad<T, int>;
     k.avg_pool2d = level::avg_pool2d<T>;
     k.avg_pool2d_grad = level::avg_pool2d_grad<T>;
+    k.cross_entropy = level::cross_entropy<T>;
+    k.cross_entropy_grad = level::cross_entropy_grad<T>;
     k.to_channels_last = level::to_channels_last<T>;
     k.linear = level::linear<T>;
     k.linear_grad_x = level::linear_grad_x<T>;

@@ -166,6 +166,22 @@ class CppBackend(NumpyBackend):
             return super().local_response_norm_grad(g, x, d, size, alpha, beta, k)
         return _C.local_response_norm_grad(g, x, d, size, alpha, beta, k, self.threads)
 
+    def cross_entropy(
+        self, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float
+    ) -> tuple[Array, Array]:
+        """As NumpyBackend.cross_entropy."""
+        if not _ready(x, weight):
+            return super().cross_entropy(x, t, weight, ignore_index, smoothing)
+        return _C.cross_entropy(x, t, weight, ignore_index, smoothing, self.threads)
+
+    def cross_entropy_grad(
+        self, g: Array, x: Array, t: Array, lse: Array, weight: Array, ignore_index: int, smoothing: float
+    ) -> Array:
+        """As NumpyBackend.cross_entropy_grad."""
+        if not _ready(g, x, lse, weight):
+            return super().cross_entropy_grad(g, x, t, lse, weight, ignore_index, smoothing)
+        return _C.cross_entropy_grad(g, x, t, lse, weight, ignore_index, smoothing, self.threads)
+
     # Dense layers and optimisers: where arrays are not contiguous, or of another dtype, array code takes over.
 
     def linear(self, x: Array, w: Array, b: Array | None, activation: str = "") -> Array:

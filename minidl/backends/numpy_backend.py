@@ -22,6 +22,7 @@ KERNELS = (
     "conv2d", "conv2d_grad_x", "conv2d_grad_w",
     "max_pool2d", "max_pool2d_grad", "relu", "activation_grad", "add", "channel_sum", "concatenate",
     "batch_norm", "batch_norm_grad", "local_response_norm", "local_response_norm_grad",
+    "cross_entropy", "cross_entropy_grad",
 )  # fmt: skip
 BLOCK_BYTES = 1 << 24  # unfolded windows held at a time: large enough for BLAS, small enough for any image
 
@@ -411,6 +412,39 @@ class NumpyBackend:
         shrunk = g * d**-beta
         held = _channel_windows(shrunk * x / d, (size - 1) // 2, size // 2)
         return shrunk - (2 * alpha * beta / size) * x * held
+
+    # Losses.
+
+    def cross_entropy(
+        self, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float
+    ) -> tuple[Array, Array]:
+        """Give the loss −Σ_c q_c·log softmax(x)_c and log Σ_c exp x_c.
+
+        x (N, C, ...), t (N, ...), weight (C,) -> twice (N, ...).   q_c = weight_c·((1 − ε)·[c = t] + ε/C) with
+        ε = smoothing, 0 where t is ignored; where q is 0, even −∞ counts nothing.
+        """
+        xp = self.xp
+        top = x.max(axis=1, keepdims=True)
+        log = xp.log(xp.exp(x - top).sum(axis=1, keepdims=True))
+        q = self._class_shares(x, t, weight, ignore_index, smoothing)
+        loss = -xp.where(q == 0, 0, q * (x - top - log)).sum(axis=1)
+        return loss, (top + log)[:, 0]
+
+    def cross_entropy_grad(
+        self, g: Array, x: Array, t: Array, lse: Array, weight: Array, ignore_index: int, smoothing: float
+    ) -> Array:
+        """Give ∂L/∂x_c = g·(softmax(x)_c·Σ q − q_c), from g and the lse that cross_entropy gave, both (N, ...)."""
+        q = self._class_shares(x, t, weight, ignore_index, smoothing)
+        softmax = self.xp.exp(x - lse[:, None])
+        return g[:, None] * (softmax * q.sum(axis=1, keepdims=True) - q)  # type: ignore[no-any-return]
+
+    def _class_shares(self, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float) -> Array:
+        """Give q of cross_entropy, (N, C, ...)."""
+        xp, classes = self.xp, x.shape[1]
+        along = (1, -1) + (1,) * (x.ndim - 2)  # the classes stand along axis 1
+        hit = xp.arange(classes).reshape(along) == t[:, None]
+        q = weight.reshape(along) * (hit * (1 - smoothing) + smoothing / classes)
+        return xp.where((t == ignore_index)[:, None], 0, q).astype(x.dtype)  # type: ignore[no-any-return]
 
     # Dense layers. Their products are BLAS's.
 
