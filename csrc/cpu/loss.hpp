@@ -7,7 +7,7 @@
 //                                                                          backward reads 4 and writes 4
 //   turned      the block is turned in the first cache so that positions lie side by side: vectors are full for 2 classes as
 //               for 1000, and no sum runs across a vector
-//   polynomials exp and log by vectors (Cephes' expf and logf: within 2 units of the last digit), 1 ns a number, not 5
+//   polynomials exp and log by vectors (Cephes' expf and logf)
 #pragma once
 
 namespace minidl {
