@@ -666,6 +666,48 @@ py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Pair ker
     });
 }
 
+void check_average(const char* name, const Pool& s, const py::array& count) {
+    expect("count", shape_of(count), {s.oh, s.ow});
+    for (const Index room : {s.h + s.ph - (s.oh - 1) * s.sh, s.w + s.pw - (s.ow - 1) * s.sw})
+        if (room < 1) throw py::value_error(std::string(name) + ": the last window starts behind the image");
+}
+
+py::array avg_pool2d_(py::array x, py::array count, Pair kernel, Pair stride, Pair padding, Index threads) {
+    if (count.ndim() != 2) throw py::value_error("avg_pool2d takes count (OH, OW), got shape " + text(shape_of(count)));
+    const Pool s = check_pool("avg_pool2d", shape_of(x), {count.shape(0), count.shape(1)}, kernel, stride, padding, {1, 1});
+    check_average("avg_pool2d", s, count);
+    threads = check_threads(threads);
+    return dispatch({{"x", x}, {"count", count}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const ImagesIn<T> xs(x, threads);
+        const ImagesOut<T> y(s.n, s.c, s.oh, s.ow);
+        const Array<T> counts(count);
+        const T* divisors = counts.data();
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).avg_pool2d(threads, s, xs.view, divisors, y.view); });
+        return y.array;
+    });
+}
+
+py::array avg_pool2d_grad_(py::array g, py::array count, Shape x_shape, Pair kernel, Pair stride, Pair padding, Index threads) {
+    const Shape out = shape_of(g);
+    if (out.size() != 4 || x_shape.size() != 4 || out[0] != x_shape[0] || out[1] != x_shape[1])
+        throw py::value_error("avg_pool2d_grad: g " + text(out) + " does not belong to an input of shape " + text(x_shape));
+    const Pool s = check_pool("avg_pool2d_grad", x_shape, {out[2], out[3]}, kernel, stride, padding, {1, 1});
+    check_average("avg_pool2d_grad", s, count);
+    threads = check_threads(threads);
+    return dispatch({{"g", g}, {"count", count}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const ImagesIn<T> gs(g, threads);
+        const ImagesOut<T> dx(s.n, s.c, s.h, s.w);
+        const Array<T> counts(count);
+        const T* divisors = counts.data();
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).avg_pool2d_grad(threads, s, gs.view, divisors, dx.view); });
+        return dx.array;
+    });
+}
+
 // --- cross entropy
 
 using Targets = Array<long long>;
@@ -952,6 +994,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("local_response_norm_grad", local_response_norm_grad_);
     m.def("max_pool2d", max_pool2d_);
     m.def("max_pool2d_grad", max_pool2d_grad_);
+    m.def("avg_pool2d", avg_pool2d_);
+    m.def("avg_pool2d_grad", avg_pool2d_grad_);
     m.def("cross_entropy", cross_entropy_);
     m.def("cross_entropy_grad", cross_entropy_grad_);
     m.def("linear", linear_);

@@ -866,32 +866,10 @@ def max_pool1d(
 
 
 @op
-def _avg_pool2d(backend: Any, x: Array, options: dict[str, Any], count: Any, room: tuple[int, int]) -> Any:
-    """Σ over the window's KH·KW shifted images, divided by `count` (OH, OW); `room`: the padded size they need."""
-    (kh, kw), (sh, sw), (ph, pw) = options["kernel_size"], options["stride"], options["padding"]
-    n, c, h, w = x.shape
-    oh, ow = count.shape
-    count = count.astype(x.dtype)
-    shifts = [
-        (..., slice(u, u + sh * (oh - 1) + 1, sh), slice(v, v + sw * (ow - 1) + 1, sw))
-        for u in range(kh)
-        for v in range(kw)
-    ]
-    padded = backend.xp.zeros((n, c, *room), x.dtype)
-    padded[:, :, ph : ph + h, pw : pw + w] = x
-    y = padded[shifts[0]].copy()
-    for shift in shifts[1:]:
-        y += padded[shift]
-    y /= count
-
-    def grad(g: Array) -> Array:
-        out = backend.xp.zeros((n, c, *room), x.dtype)
-        share = g / count
-        for shift in shifts:
-            out[shift] += share
-        return out[:, :, ph : ph + h, pw : pw + w]
-
-    return y, grad
+def _avg_pool2d(backend: Any, x: Array, options: dict[str, Any], count: Any) -> Any:
+    """Σ over each window, divided by `count` (OH, OW)."""
+    count, x_shape = count.astype(x.dtype), x.shape
+    return backend.avg_pool2d(x, count, **options), lambda g: backend.avg_pool2d_grad(g, count, x_shape, **options)
 
 
 def avg_pool2d(
@@ -914,16 +892,16 @@ def avg_pool2d(
     if divisor_override == 0:
         raise ValueError("avg_pool2d: divisor_override must not be 0")
     options = _pool_options(kernel_size, stride, padding)
-    counts, room = [], []
+    del options["dilation"]
+    counts = []
     for n, k, s, p in zip(x.shape[2:], options["kernel_size"], options["stride"], options["padding"], strict=True):
         start = np.arange(pool_output_size(n, k, s, p, 1, ceil_mode)) * s
         low, high = (0, n + 2 * p) if count_include_pad else (p, n + p)
         counts.append(np.minimum(start + k, high) - np.maximum(start, low))
-        room.append(builtins.max(n + 2 * p, int(start[-1]) + k))
     count = (
         np.multiply.outer(*counts) if divisor_override is None else np.full([len(k) for k in counts], divisor_override)
     )
-    return _avg_pool2d(x, options, get_backend().xp.asarray(count), tuple(room))
+    return _avg_pool2d(x, options, get_backend().xp.asarray(count))
 
 
 def avg_pool1d(

@@ -79,11 +79,10 @@ struct Kernels {
     void (*winograd_grad_w)(int threads, int tile, const Conv&, Image<const T> g, Image<const T> x, T* dw);
     void (*winograd_matrices)(int tile, int kernel, T* bt, T* a, T* g); // for the tests
 
-    // elementwise (elementwise.hpp); `kept` has no gaps, a byte an element
+    // elementwise (elementwise.hpp)
     void (*relu)(int threads, Image<const T> x, Image<T> y);
     void (*activation_grad)(int threads, Activation, Image<const T> g, Image<const T> y, Image<T> dx);
     void (*add)(int threads, Image<const T> x, Image<const T> y, Image<T> z);
-    void (*dropout)(int threads, Image<const T> x, const unsigned char* kept, T scale, Image<T> y);
     void (*channel_sum)(int threads, Image<const T> g, T* sums);
     void (*concatenate)(int threads, Index count, const Image<const T>* xs, Image<T> y);
 

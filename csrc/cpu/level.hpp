@@ -48,7 +48,6 @@ Kernels<T> make_table() {
     k.relu = level::relu<T>;
     k.activation_grad = level::activation_grad<T>;
     k.add = level::add<T>;
-    k.dropout = level::dropout<T>;
     k.channel_sum = level::channel_sum<T>;
     k.concatenate = level::concatenate<T>;
     k.batch_norm = level::batch_norm<T>;

@@ -7,7 +7,7 @@
 //                                                                          backward reads 4 and writes 4
 //   turned      the block is turned in the first cache so that positions lie side by side: vectors are full for 2 classes as
 //               for 1000, and no sum runs across a vector
-//   polynomials exp and log by vectors (Cephes' expf and logf: within 2 units of the last digit), 1 ns a number, not 5
+//   polynomials exp and log by vectors (Cephes' expf and logf)
 #pragma once
 
 namespace minidl {
@@ -81,7 +81,7 @@ void each_block_of_positions(int threads, Image<const T> x, int more, const F& f
     });
 }
 
-// lse = log Σ exp x and loss = -Σ q · (x - lse), where q is weight · ((1 - smoothing) · [target] + smoothing / C), or 0
+// lse = log Σ exp(x - max x) and loss = -Σ q · (x - lse), where q is weight · ((1 - smoothing) · [target] + smoothing / C), or 0
 // for targets that are ignored. Where q is 0, even an x of -∞ counts nothing.
 template <class T>
 void cross_entropy(int threads, const Labels& s, Image<const T> x, const T* weight, T* loss, T* lse) {
@@ -105,7 +105,7 @@ void cross_entropy(int threads, const Labels& s, Image<const T> x, const T* weig
                 for (Index j = 0; j < x.c; ++j)
                     if (weight[j] * even != 0) others += weight[j] * even * (load(z + j * room + i) - top - log);
             store<T>(tops + i, top), store<T>(logs + i, log), store<T>(spread + i, others);
-            store_part<T>(lse + first + i, top + log, count - i);
+            store_part<T>(lse + first + i, log, count - i);
         }
         for (Index i = 0; i < count; ++i) {
             const Index t = static_cast<Index>(s.target[first + i]);
@@ -116,7 +116,7 @@ void cross_entropy(int threads, const Labels& s, Image<const T> x, const T* weig
     });
 }
 
-// dx = g · (exp(x - lse) · Σ q - q).
+// dx = g · (exp(x - max x - lse) · Σ q - q); max x is taken again: max x + lse would lose the digits of lse.
 template <class T>
 void cross_entropy_grad(int threads, const Labels& s, Image<const T> x, const T* weight, const T* g, const T* lse, Image<T> dx) {
     const T even = static_cast<T>(s.smoothing / static_cast<double>(x.c)), own = static_cast<T>(1 - s.smoothing);
@@ -133,11 +133,17 @@ void cross_entropy_grad(int threads, const Labels& s, Image<const T> x, const T*
             all[i] = g[first + i] * (counts ? weight[t] * own + spread : T(0));
             each[i] = g[first + i] * (counts ? even : T(0));
         }
-        for (Index j = 0; j < x.c; ++j)
-            for (Index i = 0; i < count; i += lanes<T>) {
-                const V<T> v = load(all + i) * exponentials<T>(load(z + j * room + i) - load(shift + i));
+        for (Index i = 0; i < count; i += lanes<T>) {
+            V<T> top = load(z + i);
+            for (Index j = 1; j < x.c; ++j) {
+                const V<T> v = load(z + j * room + i);
+                top = where_greater<T>(v, top, v, top);
+            }
+            for (Index j = 0; j < x.c; ++j) {
+                const V<T> v = load(all + i) * exponentials<T>(load(z + j * room + i) - top - load(shift + i));
                 store<T>(z + j * room + i, even != 0 ? v - weight[j] * load(each + i) : v);
             }
+        }
         for (Index i = 0; i < count; ++i) {
             T* to = dx.data + (first + i) * dx.pitch;
             for (Index j = 0; j < x.c; ++j) to[j] = z[j * room + i];

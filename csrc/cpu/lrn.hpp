@@ -5,7 +5,7 @@
 //   one pass      a few pixels at a time, squares in the first cache between zeros, so that no window asks where the
 //                 channels end                                                      forward reads 4 and writes 8,
 //                                                                                   backward reads 12 and writes 4
-//   roots         d^-0.75 = 1 / (√d · √√d), a vector at a time, where a power takes some 20 ns an element
+//   roots         d^-0.75 = 1 / (√d · √√d), a vector at a time instead of a power an element
 // Windows are summed one by one: differences of running sums are cheaper, but lose the digits of what follows a bright channel.
 #pragma once
 

@@ -166,6 +166,20 @@ class CppBackend(NumpyBackend):
             return super().local_response_norm_grad(g, x, d, size, alpha, beta, k)
         return _C.local_response_norm_grad(g, x, d, size, alpha, beta, k, self.threads)
 
+    def avg_pool2d(self, x: Array, count: Array, *, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
+        """As NumpyBackend.avg_pool2d."""
+        if not _ready(x, count):
+            return super().avg_pool2d(x, count, kernel_size=kernel_size, stride=stride, padding=padding)
+        return _C.avg_pool2d(x, count, kernel_size, stride, padding, self.threads)
+
+    def avg_pool2d_grad(
+        self, g: Array, count: Array, x_shape: Shape, *, kernel_size: Pair, stride: Pair, padding: Pair
+    ) -> Array:
+        """As NumpyBackend.avg_pool2d_grad."""
+        if not _ready(g, count):
+            return super().avg_pool2d_grad(g, count, x_shape, kernel_size=kernel_size, stride=stride, padding=padding)
+        return _C.avg_pool2d_grad(g, count, x_shape, kernel_size, stride, padding, self.threads)
+
     def cross_entropy(
         self, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float
     ) -> tuple[Array, Array]:

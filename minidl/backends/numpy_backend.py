@@ -20,7 +20,8 @@ Shape = tuple[int, ...]
 
 KERNELS = (
     "conv2d", "conv2d_grad_x", "conv2d_grad_w",
-    "max_pool2d", "max_pool2d_grad", "relu", "activation_grad", "add", "channel_sum", "concatenate",
+    "max_pool2d", "max_pool2d_grad", "avg_pool2d", "avg_pool2d_grad",
+    "relu", "activation_grad", "add", "channel_sum", "concatenate",
     "batch_norm", "batch_norm_grad", "local_response_norm", "local_response_norm_grad",
     "cross_entropy", "cross_entropy_grad",
 )  # fmt: skip
@@ -413,12 +414,28 @@ class NumpyBackend:
         held = _channel_windows(shrunk * x / d, (size - 1) // 2, size // 2)
         return shrunk - (2 * alpha * beta / size) * x * held
 
+    def avg_pool2d(self, x: Array, count: Array, *, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
+        """Give Σ over each window, divided by count.   x (N, C, H, W), count (OH, OW) -> (N, C, OH, OW)."""
+        y = self.xp.zeros((*x.shape[:2], *count.shape), x.dtype)
+        for _, out, pixels in _taps(x.shape, count.shape, kernel_size, stride, padding, (1, 1)):
+            y[:, :, out[0], out[1]] += x[:, :, pixels[0], pixels[1]]
+        return y / count  # type: ignore[no-any-return]
+
+    def avg_pool2d_grad(
+        self, g: Array, count: Array, x_shape: Shape, *, kernel_size: Pair, stride: Pair, padding: Pair
+    ) -> Array:
+        """Give ∂L/∂x of avg_pool2d: each pixel gets g/count of every window that holds it."""
+        dx, share = self.xp.zeros(x_shape, g.dtype), g / count
+        for _, out, pixels in _taps(x_shape, count.shape, kernel_size, stride, padding, (1, 1)):
+            dx[:, :, pixels[0], pixels[1]] += share[:, :, out[0], out[1]]
+        return dx  # type: ignore[no-any-return]
+
     # Losses.
 
     def cross_entropy(
         self, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float
     ) -> tuple[Array, Array]:
-        """Give the loss −Σ_c q_c·log softmax(x)_c and log Σ_c exp x_c.
+        """Give the loss −Σ_c q_c·log softmax(x)_c and log Σ_c exp(x_c − max x).
 
         x (N, C, ...), t (N, ...), weight (C,) -> twice (N, ...).   q_c = weight_c·((1 − ε)·[c = t] + ε/C) with
         ε = smoothing, 0 where t is ignored; where q is 0, even −∞ counts nothing.
@@ -428,14 +445,14 @@ class NumpyBackend:
         log = xp.log(xp.exp(x - top).sum(axis=1, keepdims=True))
         q = self._class_shares(x, t, weight, ignore_index, smoothing)
         loss = -xp.where(q == 0, 0, q * (x - top - log)).sum(axis=1)
-        return loss, (top + log)[:, 0]
+        return loss, log[:, 0]
 
     def cross_entropy_grad(
         self, g: Array, x: Array, t: Array, lse: Array, weight: Array, ignore_index: int, smoothing: float
     ) -> Array:
         """Give ∂L/∂x_c = g·(softmax(x)_c·Σ q − q_c), from g and the lse that cross_entropy gave, both (N, ...)."""
         q = self._class_shares(x, t, weight, ignore_index, smoothing)
-        softmax = self.xp.exp(x - lse[:, None])
+        softmax = self.xp.exp(x - x.max(axis=1, keepdims=True) - lse[:, None])
         return g[:, None] * (softmax * q.sum(axis=1, keepdims=True) - q)  # type: ignore[no-any-return]
 
     def _class_shares(self, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float) -> Array:
