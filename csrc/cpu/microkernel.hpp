@@ -145,6 +145,11 @@ void product_panel(Index rows, const Product<T>& p, bool add) {
 // One panel of B, `vectors` (1 to max_vectors) vectors wide; ADD to what C holds, or overwrite it.
 template <class T, bool ADD>
 void product(Index rows, int vectors, const Product<T>& p) {
+    if (p.runs < 1 || p.length < 1) { // an empty sum; the loops above run at least once
+        for (Index r = 0; r < rows && !ADD; ++r)
+            for (int v = 0; v < vectors; ++v) store(p.c + r * p.ldc + v * lanes<T>, V<T>{});
+        return;
+    }
     if (vectors == 1) product_panel<T, 1>(rows, p, ADD);
     else if (vectors == 2) product_panel<T, 2>(rows, p, ADD);
     else if constexpr (max_vectors > 2) {
