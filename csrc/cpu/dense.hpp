@@ -1,12 +1,23 @@
 // Dense layers: y = act(x wᵀ + b) and its gradients dx = g w, dw = gᵀ x, for x (N, I), w (O, I), g and y (N, O).
+//
+// The ladder, float32, 2 N I O operations, on one core that can do 250 GFLOP/s; N = 256, I = 1900, O = 512:
+//   naive            a dot product for each output: 2 loads for 2 operations, one sum that waits for itself        2
+//   BLAS             (NumPy's) blocks in registers, everything copied into blocks first                          120
+//   register block   the product of microkernel.hpp, 12 rows x 2 vectors. Both gradients read all matrices as   240
+//                    they lie: g is broadcast, rows of w or x are the vectors. Forward would need columns of w,
+//                    so x, which is smaller or used more often, is transposed, 32 rows at a time; w is broadcast 205
+// A panel of B, 256 rows of 2 vectors, stays in the L1 cache (32 KB) while the rows of A pass by. A small batch, N = 32,
+// reads w from the L3 cache or memory: 4 I O bytes for 64 I O operations, still 185 to 240. One row alone is a product of
+// matrix and vector, bound by memory: forward leaves it to BLAS, which need not turn anything (cpp_backend.py).
 #pragma once
 
 namespace minidl {
 namespace MINIDL_LEVEL {
 
-constexpr Index task_work = 1 << 18;  // products of a task, at least: some 2 µs
+constexpr Index task_work = 1 << 18;   // products of a task, at least: some 2 µs
 constexpr Index shared_work = 1 << 20; // products of a call whose tasks are shared out: to wake a thread costs some µs
-constexpr Index product_depth = 256;  // rows of a panel of 2 vectors: 32 KB
+constexpr Index product_depth = 256;   // rows of a panel of 2 vectors: 32 KB
+constexpr Index turned_at_a_time = 1 << 21; // numbers of x: 8 MB
 
 template <int BYTES>
 struct Integer {
@@ -66,25 +77,26 @@ void transpose_rows(const T* from, Index ld, Index rows, Index columns, T* to, I
 
 // Vectors lie along the images, so x is transposed first, (N, I) -> N / panel times (I, panel); w is read as it lies.
 template <class T>
-void linear(int threads, const Dense& s, const T* x, const T* w, const T* bias, Activation activation, T* y) {
+void linear_rows(int threads, const Dense& s, const T* x, const T* w, const T* bias, Activation activation, T* y) {
     constexpr Index L = lanes<T>, most = 96, start = 0;
     const int vectors = s.n > L ? 2 : 1;
     const Index panel = vectors * L, panels = ceil_div(s.n, panel);
     const Cut is(ceil_div(s.i, L), 16 * L * panel, 64), os(s.o, s.i * panel, most);
-    if (s.n * s.i * s.o < shared_work) threads = 1;
     T* turned = scratch<T>(2, panels * panel * s.i); // of this thread, seen by all
-    parallel(s.n * s.i < task_work / 8 ? 1 : threads, panels * vectors * is.tasks, [&](Index task) {
+    parallel(s.n * s.i < task_work / 8 ? 1 : threads, ceil_div(s.n, L) * is.tasks, [&](Index task) {
         const Index n = task / is.tasks * L, from = is.start(task % is.tasks) * L, to = min(s.i, is.start(task % is.tasks + 1) * L);
-        transpose_rows(x + n * s.i + from, s.i, max<Index>(0, min(L, s.n - n)), to - from,
+        transpose_rows(x + n * s.i + from, s.i, min(L, s.n - n), to - from,
                        turned + n / panel * panel * s.i + n % panel + from * panel, panel);
     });
-    parallel(threads, panels * os.tasks, [&](Index task) {
+    parallel(s.n * s.i * s.o < shared_work ? 1 : threads, panels * os.tasks, [&](Index task) {
         const Index n = task / os.tasks * panel, o = os.start(task % os.tasks), rows = os.start(task % os.tasks + 1) - o;
-        T* sums = scratch<T>(0, most * panel); // y transposed: (rows, panel)
-        for (Index k = 0; k == 0 || k < s.i; k += product_depth) {
+        const int used = s.n - n > L ? vectors : 1; // vectors of the last panel that hold images
+        T* sums = scratch<T>(0, most * panel);      // y transposed: (rows, panel)
+        if (!s.i) memset(sums, 0, static_cast<size_t>(rows * panel) * sizeof(T));
+        for (Index k = 0; k < s.i; k += product_depth) {
             const Product<T> p{w + o * s.i + k, s.i, 1, 1, min(s.i - k, product_depth), &start,
                                turned + n * s.i + k * panel, panel, sums, panel};
-            k ? product<T, true>(rows, vectors, p) : product<T, false>(rows, vectors, p);
+            k ? product<T, true>(rows, used, p) : product<T, false>(rows, used, p);
         }
         V<T> block[L];
         for (Index j = 0; j < rows; j += L) {
@@ -95,40 +107,43 @@ void linear(int threads, const Dense& s, const T* x, const T* w, const T* bias, 
                 transpose<T>(block);
                 for (Index r = 0; r < min(L, s.n - i); ++r) {
                     V<T> v = block[r] + shift;
-                    if (activation == Activation::relu)
-                        for (int k = 0; k < L; ++k) v[k] = v[k] < 0 ? T(0) : v[k];
-                    T* to = y + (i + r) * s.o + o + j;
-                    columns == L ? store(to, v) : store_part(to, v, columns);
+                    if (activation == Activation::relu) v = relu<T>(v);
+                    store_part(y + (i + r) * s.o + o + j, v, columns);
                 }
             }
         }
     });
 }
 
+template <class T>
+void linear(int threads, const Dense& s, const T* x, const T* w, const T* bias, Activation activation, T* y) {
+    const Index step = max<Index>(1, turned_at_a_time / (64 * max<Index>(1, s.i))) * 64;
+    for (Index n = 0; n < s.n; n += step)
+        linear_rows(threads, {min(step, s.n - n), s.i, s.o}, x + n * s.i, w, bias, activation, y + n * s.o);
+}
+
 // C (rows, columns) = A B for columns first ... last - 1, in panels of 2 vectors. A(r, k) = a[r * ar + k * ak], B (depth, ld)
-// and C (rows, ld) are matrices of contiguous rows. What is no whole vector at the rows' ends is done in working memory.
+// and C (rows, ld) are matrices of contiguous rows. A last column that is no whole vector is copied out of B.
 template <class T>
 void columns_product(Index rows, Index depth, const T* a, Index ar, Index ak, const T* b, T* c, Index ld, Index first,
                      Index last) {
     constexpr Index start = 0;
-    const Index tail = last % lanes<T>, end = last - tail; // only the end of a row is no whole vector: see panels
-    for (Index k = 0; k == 0 || k < depth; k += product_depth) {
+    const Index tail = last % lanes<T>, end = last - tail; // only the end of a row is no whole vector: tasks begin at panels
+    if (!depth)
+        for (Index r = 0; r < rows; ++r) memset(c + r * ld + first, 0, static_cast<size_t>(last - first) * sizeof(T));
+    for (Index k = 0; k < depth; k += product_depth) {
         const Index length = min(depth - k, product_depth);
         Product<T> p{a + k * ak, ar, ak, 1, length, &start, nullptr, ld, nullptr, ld};
         for (Index j = first; j < end; j += 2 * lanes<T>) {
-            const int vectors = end - j > lanes<T> ? 2 : 1;
             p.b = b + k * ld + j, p.c = c + j;
+            const int vectors = end - j > lanes<T> ? 2 : 1;
             k ? product<T, true>(rows, vectors, p) : product<T, false>(rows, vectors, p);
         }
-        if (tail && end >= first) {
-            T* part = scratch<T>(1, (length + rows) * lanes<T>);
-            T* sums = part + length * lanes<T>;
-            for (Index r = 0; r < length; ++r)
-                for (Index j = 0; j < lanes<T>; ++j) part[r * lanes<T> + j] = j < tail ? b[(k + r) * ld + end + j] : T(0);
-            p.b = part, p.c = sums, p.ldb = p.ldc = lanes<T>;
-            product<T, false>(rows, 1, p);
-            for (Index r = 0; r < rows; ++r)
-                for (Index j = 0; j < tail; ++j) c[r * ld + end + j] = (k ? c[r * ld + end + j] : T(0)) + sums[r * lanes<T> + j];
+        if (tail) {
+            T* part = scratch<T>(1, length * lanes<T>);
+            for (Index r = 0; r < length; ++r) store(part + r * lanes<T>, load_part(b + (k + r) * ld + end, tail));
+            p.b = part, p.ldb = lanes<T>, p.c = c + end, p.tail = tail;
+            k ? product<T, true>(rows, 1, p) : product<T, false>(rows, 1, p);
         }
     }
 }

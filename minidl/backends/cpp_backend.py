@@ -200,8 +200,8 @@ class CppBackend(NumpyBackend):
 
     def linear(self, x: Array, w: Array, b: Array | None, activation: str = "") -> Array:
         """As NumpyBackend.linear."""
-        y = _C.linear(x, w, b, activation == "relu", self.threads)
-        if y is None:
+        y = _C.linear(x, w, b, activation == "relu", self.threads) if len(x) > 1 else None
+        if y is None:  # also one row alone: matrix times vector, bound by memory, BLAS does in a quarter of the time
             return super().linear(x, w, b, activation)
         return y if activation == "relu" else self.activate(y, activation)
 
