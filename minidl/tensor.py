@@ -232,7 +232,8 @@ class Tensor:
             for parent in node.parents:
                 if parent.birth not in found:
                     found[parent.birth] = parent
-                    stack.append(parent)
+                    if parent.op:
+                        stack.append(parent)
         return [found[birth] for birth in sorted(found)]
 
     # --- methods: each is the function of the same name in functional.py -----------------------------------------
@@ -298,9 +299,9 @@ def _as_array(data: Any, dtype: Any = None) -> Array:
 
 def _pass_on(node: Tensor, g: Array, pending: dict[int, Array], anomaly: bool) -> None:
     """Add to `pending` what each parent of `node` receives of g = ∂L/∂node."""
-    for parent, vjp in zip(node.parents, node.vjps or (), strict=True):
-        share = vjp(g)
-        data = parent.data
+    vjps = node.vjps or ()
+    for k, parent in enumerate(node.parents):
+        share, data = vjps[k](g), parent.data
         if share.shape != data.shape or share.dtype != data.dtype:
             raise RuntimeError(
                 f"the gradient function of {node.op} gave {share.shape} {share.dtype} "
@@ -359,26 +360,26 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
                 bound = call.__signature__.bind(*args, **options)  # type: ignore[attr-defined]
                 bound.apply_defaults()
                 args, options = bound.args, bound.kwargs
-        inputs, others = (args, ()) if variadic else (args[:count], args[count:])
+        inputs = args if variadic else args[:count]
         backend = get_backend()
         arrays = [x.data if isinstance(x, Tensor) else _operand(x) for x in inputs]
-        value, *vjps = function(backend, *arrays, *others, **options)
+        value, *vjps = function(backend, *arrays, *args[len(inputs) :], **options)
 
         if isinstance(value, np.generic):
             value = np.asarray(value)
         if value.dtype == FLOAT64 and not any(hasattr(a, "dtype") and a.dtype == FLOAT64 for a in arrays):
             value = value.astype(np.float32)  # integers in, real numbers out: float32, as for Python floats
+        parents, needed = [], []
+        if _recording.get():
+            for k, vjp in enumerate(vjps):
+                if vjp is not None and k < len(inputs) and isinstance(inputs[k], Tensor) and inputs[k].requires_grad:
+                    parents.append(inputs[k])
+                    needed.append(vjp)
         out = Tensor.__new__(Tensor)
         out.data, out.grad, out.birth = value, None, next(_births)
-        out.op, out.parents, out.vjps, out.requires_grad = "", (), (), False
-        if _recording.get():
-            parents, needed = [], []
-            for x, vjp in zip(inputs, vjps, strict=False):
-                if vjp is not None and isinstance(x, Tensor) and x.requires_grad:
-                    parents.append(x)
-                    needed.append(vjp)
-            if parents:
-                out.op, out.parents, out.vjps, out.requires_grad = name, tuple(parents), tuple(needed), True
+        out.parents, out.vjps = tuple(parents), tuple(needed)
+        out.requires_grad = bool(parents)
+        out.op = name if parents else ""
         if _anomaly.get():
             _check_value(name, backend.xp, arrays, value)
         return out

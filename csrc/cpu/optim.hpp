@@ -2,7 +2,8 @@
 //
 // The ladder, in bytes an element of float32 for Adam, which is bound by memory:
 //   array code   ten operations, each with an array for its result          100 and more, and fresh pages
-//   one pass     p, m and s read and written, g read once                   28
+//   one pass     p, m and s read and written, g read once                   28: at 59 to 76 GB/s on one core, where two
+//                million parameters half fit into the L3 cache (32 MB), at 114 on two
 // Blocks of all parameters are the tasks, so many small parameters cost one call.
 #pragma once
 
