@@ -23,6 +23,7 @@ KERNELS = (
     "max_pool2d", "max_pool2d_grad", "avg_pool2d", "avg_pool2d_grad",
     "relu", "activation_grad", "add", "channel_sum", "concatenate",
     "batch_norm", "batch_norm_grad", "local_response_norm", "local_response_norm_grad",
+    "linear", "linear_grad_x", "linear_grad_w", "squared_error", "squared_error_grad", "sgd_step", "adam_step",
     "cross_entropy", "cross_entropy_grad",
 )  # fmt: skip
 BLOCK_BYTES = 1 << 24  # unfolded windows held at a time: large enough for BLAS, small enough for any image
