@@ -46,7 +46,7 @@ LOSS_ERROR = (2e-5, 1e-3)  # relative: before any step, and after Adam's first, 
 
 
 class Dead(Exception):
-    """A worker ended before it answered."""
+    """A worker ended before it answered, or could not do what it had prepared."""
 
 
 class Worker:
@@ -75,7 +75,7 @@ class Worker:
         assert self.process.stdout
         answer = self.process.stdout.readline()
         if not answer:
-            raise Dead(f"its process ended with status {self.process.wait()}")
+            raise Dead(f"the process of {self.name} ended with status {self.process.wait()}")
         return json.loads(answer)
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
@@ -134,6 +134,8 @@ class Run:
                 if worker.name in ("minidl", "torch") and worker.name in self.names:
                     time.sleep(PAUSE)
                     found.append(worker.ask("ceilings"))
+        if "minidl" not in self.names:
+            raise SystemExit(f"nothing to time: {self.notes[-1]}")
         self.ceilings[str(threads)] = {key: max(each[key] for each in found) for key in ("flops", "bandwidth")}
 
     def note(self, text: str) -> None:
@@ -239,8 +241,13 @@ class Run:
         once: dict[str, float] | None = None,
     ) -> None:
         """Let the rivals take turns, and keep the row with its times."""
-        if "minidl" in rivals:
+        if "minidl" not in rivals:
+            return
+        try:
             times = take_turns(rivals, self.rounds, budget, once or {})
+        except Dead as error:
+            self.leave_out(f"{row['name']}, {row['pass']}", "minidl", str(error))
+        else:
             self.rows.append(row | {"times": times} | report.ratios(times))
 
 
@@ -275,7 +282,7 @@ def take_turns(
     for name, (worker, call) in rivals.items():
         if name in once:
             continue
-        took = min(worker.ask("turn", call=call, repeats=3, long=0.0)["seconds"])
+        took = min(timed(worker, call, 3, 0.0))
         if name in SIDE and took > SLOW:
             turns[name] = [[took]]
             continue
@@ -285,8 +292,16 @@ def take_turns(
         for name in list(repeats)[:: 1 if turn % 2 else -1]:
             worker, call = rivals[name]
             time.sleep(PAUSE)
-            turns[name].append(worker.ask("turn", call=call, repeats=repeats[name], long=LONG)["seconds"])
+            turns[name].append(timed(worker, call, repeats[name], LONG))
     return {name: statistic(values) for name, values in turns.items()}
+
+
+def timed(worker: Worker, call: str, repeats: int, long: float) -> list[float]:
+    """The seconds of each call in a worker's turn."""
+    answer = worker.ask("turn", call=call, repeats=repeats, long=long)
+    if "error" in answer:
+        raise Dead(f"{worker.name}: {answer['error']}")
+    return answer["seconds"]
 
 
 def statistic(turns: list[list[float]]) -> dict[str, float]:

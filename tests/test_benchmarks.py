@@ -103,6 +103,18 @@ def test_check_flags_what_became_slower(
     assert "SLOWER plain 3x3, forward" in capsys.readouterr().out
 
 
+def test_a_rival_that_fails_in_its_turn_ends_its_row_not_the_run(
+    canned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(self: Canned) -> dict[str, Any]:
+        return {"error": "MemoryError:"} if self.do == "turn" and self.name == "torch tuned" else answers(self)
+
+    answers = Canned.receive
+    monkeypatch.setattr(Canned, "receive", fails)
+    assert cpu.main(["--only", "plain 3x3", "--threads", "1", "--out", str(canned / "again")]) == 1
+    assert "WRONG plain 3x3, forward: torch tuned: MemoryError:" in capsys.readouterr().out
+
+
 def test_results_go_into_the_place_a_readme_has_for_them(canned: Path) -> None:
     results = json.loads((canned / "cpu.json").read_text(encoding="utf-8"))
     (canned / "README.md").write_text(f"before\n{report.BEGIN}old\n{report.END}after\n", encoding="utf-8")
