@@ -463,6 +463,31 @@ py::array add_(py::array x, py::array y, Index threads) {
     });
 }
 
+// The bytes of `a` in the places of memory in which the elements of `model` lie: itself if they do, else a copy.
+py::array lying_like(const py::array& model, const py::array& a) {
+    if (gapless(a) && same_strides(a, model)) return a;
+    Shape strides;
+    for (int d = 0; d < model.ndim(); ++d) strides.push_back(model.strides(d) / model.itemsize());
+    py::array copy = pooled<unsigned char>(shape_of(a), strides);
+    copy[py::ellipsis()] = a;
+    return copy;
+}
+
+py::array dropout_(py::array x, py::array kept, double scale, Index threads) {
+    expect("kept", shape_of(kept), shape_of(x));
+    if (!py::isinstance<py::array_t<bool>>(kept)) throw py::type_error("dropout: kept must be bool");
+    threads = check_threads(threads);
+    return dispatch({{"x", x}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const Elements<T> e({x}, threads);
+        const py::array mask = lying_like(e.result, kept);
+        const unsigned char* bytes = static_cast<const unsigned char*>(mask.data());
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).dropout(threads, e.in[0], bytes, static_cast<T>(scale), e.out); });
+        return e.result;
+    });
+}
+
 py::array channel_sum_(py::array g, Index threads) {
     threads = check_threads(threads);
     return dispatch({{"g", g}}, [&](auto zero) -> py::array {
@@ -705,6 +730,42 @@ py::array avg_pool2d_grad_(py::array g, py::array count, Shape x_shape, Pair ker
         const Level level = current_level();
         without_gil([&] { level.of(T()).avg_pool2d_grad(threads, s, gs.view, divisors, dx.view); });
         return dx.array;
+    });
+}
+
+// --- images at another size
+
+// Windows of one axis as Python gives them, (first (m,), last (m,), weight (m, width)), each checked to lie within `size`.
+template <class T>
+struct WindowsIn {
+    Array<Index> first, last;
+    Array<T> weight;
+    AxisWindows<T> view;
+    WindowsIn(const py::tuple& windows, Index size) {
+        if (windows.size() != 3) throw py::value_error("resample takes windows as (first, last, weight)");
+        first = windows[0].cast<Array<Index>>(), last = windows[1].cast<Array<Index>>(), weight = windows[2].cast<Array<T>>();
+        if (weight.ndim() != 2) throw py::value_error("resample: weight is (outputs, width), got " + text(shape_of(weight)));
+        expect("first", shape_of(first), {weight.shape(0)});
+        expect("last", shape_of(last), {weight.shape(0)});
+        view = {first.data(), last.data(), weight.data(), weight.shape(1)};
+        for (Index i = 0; i < weight.shape(0); ++i)
+            if (view.first[i] < 0 || view.first[i] > view.last[i] || view.last[i] > size || view.last[i] - view.first[i] > view.width)
+                throw py::value_error("resample: window " + std::to_string(i) + " leaves the image or has too few weights");
+    }
+};
+
+py::array resample_(py::array x, py::tuple rows, py::tuple columns, Index threads) {
+    if (x.ndim() != 4) throw py::value_error("resample takes x (N, C, H, W), got shape " + text(shape_of(x)));
+    threads = check_threads(threads);
+    return dispatch({{"x", x}}, [&](auto zero) -> py::array {
+        using T = decltype(zero);
+        const WindowsIn<T> down(rows, x.shape(2)), along(columns, x.shape(3));
+        check_sizes({x.shape(0), x.shape(1), down.first.size(), along.first.size()});
+        const ImagesIn<T> xs(x, threads);
+        const ImagesOut<T> y(x.shape(0), x.shape(1), down.first.size(), along.first.size());
+        const Level level = current_level();
+        without_gil([&] { level.of(T()).resample(threads, down.view, along.view, xs.view, y.view); });
+        return y.array;
     });
 }
 
@@ -986,6 +1047,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("relu", relu_);
     m.def("activation_grad", activation_grad_);
     m.def("add", add_);
+    m.def("dropout", dropout_);
     m.def("channel_sum", channel_sum_);
     m.def("concatenate", concatenate_);
     m.def("batch_norm", batch_norm_);
@@ -996,6 +1058,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("max_pool2d_grad", max_pool2d_grad_);
     m.def("avg_pool2d", avg_pool2d_);
     m.def("avg_pool2d_grad", avg_pool2d_grad_);
+    m.def("resample", resample_);
     m.def("cross_entropy", cross_entropy_);
     m.def("cross_entropy_grad", cross_entropy_grad_);
     m.def("linear", linear_);

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import init
 from .backends import get_backend
-from .backends.numpy_backend import pool_output_size
+from .backends.numpy_backend import Windows, pool_output_size
 from .tensor import Array, Tensor, op
 
 Pair = int | tuple[int, int]
@@ -918,29 +918,29 @@ def avg_pool1d(
     return squeeze(avg_pool2d(unsqueeze(x, 2), kernel, step, _flat(padding, 0), ceil_mode, count_include_pad), 2)
 
 
-@op
-def _resample(backend: Any, x: Array, rows: np.ndarray[Any, Any], columns: np.ndarray[Any, Any]) -> Any:
-    """y = rows · x · columnsᵀ for every image: any resizing linear in each axis.   rows (OH, H), columns (OW, W)."""
-    a, b = backend.xp.asarray(rows, dtype=x.dtype), backend.xp.asarray(columns, dtype=x.dtype)
-    return a @ (x @ b.T), lambda g: a.T @ (g @ b)
+def _transpose(windows: Windows, size: int) -> Windows:
+    """The windows of the adjoint: of each of the `size` inputs the outputs that use it, a run, for windows in order."""
+    first, last, weight = windows
+    pixel = np.arange(size)
+    start, end = np.searchsorted(last, pixel, "right"), np.searchsorted(first, pixel, "right")
+    output = np.minimum(start[:, None] + np.arange(np.max(end - start, initial=1)), len(first) - 1)
+    tap = np.clip(pixel[:, None] - first[output], 0, weight.shape[1] - 1)
+    return start, end, weight[output, tap]
 
 
 @op
-def _repeat(backend: Any, x: Array, times: tuple[int, int]) -> Any:
-    """Every pixel as a block of times[0] x times[1] pixels."""
-    n, c, h, w = x.shape
-    (a, b) = times
-    y = backend.xp.broadcast_to(x[:, :, :, None, :, None], (n, c, h, a, w, b)).reshape(n, c, h * a, w * b)
-    return y, lambda g: g.reshape(n, c, h, a, w, b).sum(axis=(3, 5))
+def _resample(backend: Any, x: Array, rows: Windows, columns: Windows) -> Any:
+    """Any resizing linear in each axis; its gradient is the same sum with the windows turned round."""
+    y = backend.resample(x, rows, columns)
+    return y, lambda g: backend.resample(g, *map(_transpose, (rows, columns), x.shape[2:]))
 
 
-def _means(n: int, m: int) -> np.ndarray[Any, Any]:
-    """(m, n): row i averages the pixels ⌊i·n/m⌋ to ⌈(i + 1)·n/m⌉ − 1."""
-    out = np.zeros((m, n))
-    for i in range(m):
-        start, end = i * n // m, -((-(i + 1) * n) // m)
-        out[i, start:end] = 1 / (end - start)
-    return out
+def _means(n: int, m: int) -> Windows:
+    """Output i of m averages the pixels ⌊i·n/m⌋ to ⌈(i + 1)·n/m⌉ − 1 of n."""
+    i = np.arange(m)
+    first, last = i * n // m, -(-(i + 1) * n // m)
+    width = last - first
+    return first, last, np.repeat(1 / width[:, None], np.max(width, initial=1), axis=1)
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
@@ -956,26 +956,21 @@ def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
     return _resample(x, *(_means(n, m) for n, m in zip(x.shape[2:], size, strict=True)))
 
 
-def _interpolation(
-    n: int, m: int, mode: str, align_corners: bool, scale: float | None, dtype: Any
-) -> np.ndarray[Any, Any]:
-    """(m, n): row i holds the weights of the input pixels in output pixel i."""
-    if m == n or (mode == "nearest" and m == 2 * n):  # whatever the scale, as in torch
-        return np.repeat(np.eye(n), m // n, axis=0)
-    step = 1 / scale if scale else n / m
+def _interpolation(n: int, m: int, mode: str, align_corners: bool, scale: float | None, dtype: Any) -> Windows:
+    """The one or two pixels of n, and their weights, that output pixel i of m takes."""
     i = np.arange(m)
-    out = np.zeros((m, n))
+    if m == n or (mode == "nearest" and m % n == 0 and (scale in (None, m // n) or m == 2 * n)):  # exact, as in torch
+        return i * n // m, i * n // m + 1, np.ones((m, 1))
+    step = 1 / scale if scale else n / m  # torch takes 1/scale as the step
     if mode == "nearest":  # in the image's dtype, as in torch: in another, rounding may choose the neighbour
         position = i * step if dtype == np.float64 else i.astype(np.float32) * np.float32(step)
-        out[i, np.minimum(position.astype(np.float32).astype(int), n - 1)] = 1
-        return out
+        first = np.minimum(position.astype(np.float32).astype(int), n - 1)
+        return first, first + 1, np.ones((m, 1))
     corners = (n - 1) / (m - 1) if m > 1 else 0.0
     position = i * corners if align_corners else np.maximum((i + 0.5) * step - 0.5, 0)
-    low = np.minimum(position.astype(int), n - 1)
-    weight = position - low
-    np.add.at(out, (i, low), 1 - weight)
-    np.add.at(out, (i, np.minimum(low + 1, n - 1)), weight)
-    return out
+    first = np.minimum(position.astype(int), n - 1)
+    weight = np.where(first < n - 1, position - first, 0)  # beyond the last pixel there is only that pixel
+    return first, np.minimum(first + 2, n), np.stack([1 - weight, weight], axis=1)
 
 
 def interpolate(
@@ -1003,13 +998,6 @@ def interpolate(
         scales, sizes = (None, None), _pair(size, "interpolate: size", 1)
     if builtins.min(sizes) < 1:
         raise ValueError(f"interpolate: output size {sizes} has no pixel")
-    # torch takes 1/scale as the step, unless the size stays or doubles exactly
-    whole = all(
-        m % n == 0 and (s is None or s == m // n or m // n < 3)
-        for n, m, s in zip(x.shape[2:], sizes, scales, strict=True)
-    )
-    if mode == "nearest" and whole:
-        return _repeat(x, tuple(m // n for n, m in zip(x.shape[2:], sizes, strict=True)))
     axes = zip(x.shape[2:], sizes, scales, strict=True)
     return _resample(x, *(_interpolation(n, m, mode, align_corners, s, x.dtype) for n, m, s in axes))
 
@@ -1140,8 +1128,8 @@ def local_response_norm(
 
 
 @op
-def _dropout(backend: Any, x: Array, scale: Array) -> Any:
-    return x * scale, lambda g: g * scale
+def _dropout(backend: Any, x: Array, kept: Array, scale: float) -> Any:
+    return backend.dropout(x, kept, scale), lambda g: backend.dropout(g, kept, scale)
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, rng: np.random.Generator | None = None) -> Tensor:
@@ -1154,8 +1142,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, rng: np.random.Gen
     if not training or p == 0:
         return x
     kept = (rng or init.default_rng()).random(x.shape, dtype=np.float32) >= p
-    scale = kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0)
-    return _dropout(x, get_backend().xp.asarray(scale))
+    return _dropout(x, get_backend().xp.asarray(kept), 1 / (1 - p) if p < 1 else 0.0)
 
 
 # === losses ==========================================================================================================

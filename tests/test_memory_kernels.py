@@ -186,3 +186,48 @@ def test_cross_entropy_refuses(cpp: Any) -> None:
         cpp.cross_entropy(x, np.array([0, 1]), weight[:2], -100, 0.0)
     with pytest.raises(ValueError, match="at least one class"):
         cpp.cross_entropy(x[:, :0], np.array([0, 1]), weight[:0], -100, 0.0)
+
+
+def windows(rng: np.random.Generator, inputs: int, outputs: int, width: int) -> tuple[np.ndarray, ...]:
+    """Windows anywhere, of 0 to `width` inputs."""
+    first = rng.integers(0, inputs, outputs)
+    last = np.minimum(first + rng.integers(0, width + 1, outputs), inputs)
+    return first, last, rng.standard_normal((outputs, width))
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if len(shape) == 4 and 0 not in shape[2:]], ids=str)
+@dtypes
+def test_resample(cpp: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    (x,) = numbers(shape, 1, dtype)
+    rng = np.random.default_rng(1)
+    for size, width in (((1, 1), 1), ((7, 4), 3), ((50, 60), 2), ((0, 2), 1)):
+        axes = [windows(rng, n, m, width) for n, m in zip(shape[2:], size, strict=True)]
+        axes = [(first, last, weight.astype(dtype).astype(float)) for first, last, weight in axes]
+        agree(cpp, "resample", [x], *axes)
+
+
+def test_resample_looks_only_into_its_windows(cpp: Any) -> None:
+    """A NaN reaches the outputs whose windows hold it, and no window may leave the image."""
+    x = np.zeros((1, 3, 4, 4), np.float32)
+    x[..., 1, 2] = np.nan
+    each = np.arange(4), np.arange(1, 5), np.ones((4, 1))
+    for backend in (cpp, REFERENCE):
+        np.testing.assert_array_equal(backend.resample(x, each, each), x)
+    for first, last in ((-1, 1), (3, 5), (0, 2), (2, 1)):
+        with pytest.raises(ValueError, match="window 0 leaves"):
+            cpp.resample(x, each, (np.array([first]), np.array([last]), np.ones((1, 1))))
+    with pytest.raises(ValueError, match="first has shape"):
+        cpp.resample(x, each, (np.arange(3), np.arange(1, 5), np.ones((4, 1))))
+
+
+@shapes
+@dtypes
+def test_dropout(cpp: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    (x,) = numbers(shape, 1, dtype)
+    x.ravel()[:: 1 + x.size // 3] = np.nan
+    drawn = np.random.default_rng(1).random(shape) < 0.5
+    for a in layouts(x):
+        for kept in layouts(drawn.astype(np.float32)):
+            np.testing.assert_array_equal(cpp.dropout(a, kept > 0, 1.25), REFERENCE.dropout(x, drawn, 1.25))
+    with pytest.raises(TypeError, match="bool"):
+        cpp.dropout(x, x, 1.25)

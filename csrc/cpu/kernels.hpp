@@ -52,6 +52,14 @@ struct Pool {
     Index n, c, h, w, oh, ow, kh, kw, sh, sw, ph, pw, dh, dw;
 };
 
+// Output i of an axis takes the inputs first[i] ... last[i] - 1 with weight[i * width], weight[i * width + 1], ...
+template <class T>
+struct AxisWindows {
+    const Index *first, *last;
+    const T* weight;
+    Index width;
+};
+
 // The `size` channels around each, y = x / (k + alpha / size · Σ x²)^beta
 struct ResponseNorm {
     Index size;
@@ -83,6 +91,7 @@ struct Kernels {
     void (*relu)(int threads, Image<const T> x, Image<T> y);
     void (*activation_grad)(int threads, Activation, Image<const T> g, Image<const T> y, Image<T> dx);
     void (*add)(int threads, Image<const T> x, Image<const T> y, Image<T> z);
+    void (*dropout)(int threads, Image<const T> x, const unsigned char* kept, T scale, Image<T> y); // kept lies as y does
     void (*channel_sum)(int threads, Image<const T> g, T* sums);
     void (*concatenate)(int threads, Index count, const Image<const T>* xs, Image<T> y);
 
@@ -104,6 +113,9 @@ struct Kernels {
     void (*max_pool2d_grad_wide)(int threads, const Pool&, Image<const T> g, const int* index, Image<T> dx);
     void (*avg_pool2d)(int threads, const Pool&, Image<const T> x, const T* count, Image<T> y);
     void (*avg_pool2d_grad)(int threads, const Pool&, Image<const T> g, const T* count, Image<T> dx);
+
+    // images at another size, and their gradient (resample.hpp)
+    void (*resample)(int threads, AxisWindows<T> rows, AxisWindows<T> columns, Image<const T> x, Image<T> y);
 
     // losses (loss.hpp): a logit for each class (a channel) and position (a pixel); weight (C); g, loss and lse one a position
     void (*cross_entropy)(int threads, const Labels&, Image<const T> x, const T* weight, T* loss, T* lse);

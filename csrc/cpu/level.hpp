@@ -30,6 +30,7 @@
 #include "lrn.hpp"
 #include "norm.hpp"
 #include "pool.hpp"
+#include "resample.hpp"
 
 namespace minidl {
 namespace {
@@ -48,6 +49,7 @@ Kernels<T> make_table() {
     k.relu = level::relu<T>;
     k.activation_grad = level::activation_grad<T>;
     k.add = level::add<T>;
+    k.dropout = level::dropout<T>;
     k.channel_sum = level::channel_sum<T>;
     k.concatenate = level::concatenate<T>;
     k.batch_norm = level::batch_norm<T>;
@@ -60,6 +62,7 @@ Kernels<T> make_table() {
     k.max_pool2d_grad_wide = level::max_pool2d_grad<T, int>;
     k.avg_pool2d = level::avg_pool2d<T>;
     k.avg_pool2d_grad = level::avg_pool2d_grad<T>;
+    k.resample = level::resample<T>;
     k.cross_entropy = level::cross_entropy<T>;
     k.cross_entropy_grad = level::cross_entropy_grad<T>;
     k.to_channels_last = level::to_channels_last<T>;

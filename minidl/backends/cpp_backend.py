@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .numpy_backend import Array, NumpyBackend, Pair, Shape, pool2d_size
+from .numpy_backend import Array, NumpyBackend, Pair, Shape, Windows, pool2d_size
 
 try:
     from minidl import _C
@@ -110,6 +110,10 @@ class CppBackend(NumpyBackend):
         """As NumpyBackend.add; few numbers are NumPy's, which may be scalars of its own."""
         return _C.add(x, y, self.threads) if x.size > 10000 and _ready(x, y) else super().add(x, y)
 
+    def dropout(self, x: Array, kept: Array, scale: float) -> Array:
+        """As NumpyBackend.dropout."""
+        return _C.dropout(x, kept, scale, self.threads) if _ready(x) else super().dropout(x, kept, scale)
+
     def channel_sum(self, g: Array) -> Array:
         """As NumpyBackend.channel_sum."""
         return _C.channel_sum(g, self.threads) if _ready(g) else super().channel_sum(g)
@@ -179,6 +183,10 @@ class CppBackend(NumpyBackend):
         if not _ready(g, count):
             return super().avg_pool2d_grad(g, count, x_shape, kernel_size=kernel_size, stride=stride, padding=padding)
         return _C.avg_pool2d_grad(g, count, x_shape, kernel_size, stride, padding, self.threads)
+
+    def resample(self, x: Array, rows: Windows, columns: Windows) -> Array:
+        """As NumpyBackend.resample."""
+        return _C.resample(x, rows, columns, self.threads) if _ready(x) else super().resample(x, rows, columns)
 
     def cross_entropy(
         self, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float

@@ -17,11 +17,12 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Pair = tuple[int, int]
 Shape = tuple[int, ...]
+Windows = tuple[Array, Array, Array]  # of each output: first input, last + 1, their weights (outputs, width)
 
 KERNELS = (
     "conv2d", "conv2d_grad_x", "conv2d_grad_w",
     "max_pool2d", "max_pool2d_grad", "avg_pool2d", "avg_pool2d_grad",
-    "relu", "activation_grad", "add", "channel_sum", "concatenate",
+    "relu", "activation_grad", "add", "channel_sum", "concatenate", "dropout", "resample",
     "batch_norm", "batch_norm_grad", "local_response_norm", "local_response_norm_grad",
     "linear", "linear_grad_x", "linear_grad_w", "squared_error", "squared_error_grad", "sgd_step", "adam_step",
     "cross_entropy", "cross_entropy_grad",
@@ -292,6 +293,10 @@ class NumpyBackend:
         """Give the arrays one after another along `axis`."""
         return self.xp.concatenate(xs, axis=axis)  # type: ignore[no-any-return]
 
+    def dropout(self, x: Array, kept: Array, scale: float) -> Array:
+        """Give scale·x where `kept`, a bool array of x's shape, is true, else 0·x."""
+        return x * (kept * x.dtype.type(scale))  # type: ignore[no-any-return]
+
     def channel_sum(self, g: Array) -> Array:
         """Sum g (N, C, ...) over everything but the channels -> (C,)."""
         return g.sum(axis=(0, *range(2, g.ndim)))  # type: ignore[no-any-return]
@@ -430,6 +435,27 @@ class NumpyBackend:
         for _, out, pixels in _taps(x_shape, count.shape, kernel_size, stride, padding, (1, 1)):
             dx[:, :, pixels[0], pixels[1]] += share[:, :, out[0], out[1]]
         return dx  # type: ignore[no-any-return]
+
+    # Images at another size.
+
+    def resample(self, x: Array, rows: Windows, columns: Windows) -> Array:
+        """Give y[i, j] = Σ_k Σ_l rows[i, k]·columns[j, l]·x[k, l] for every image and channel.
+
+        x (N, C, H, W) -> (N, C, OH, OW), the inputs k of output i being first[i] ... last[i] − 1 of its windows.
+        """
+        return self._along_axis(self._along_axis(x, 2, rows), 3, columns)
+
+    def _along_axis(self, x: Array, axis: int, windows: Windows) -> Array:
+        """Give the sums of windows along one axis, tap by tap; beside a window even NaN counts nothing."""
+        xp = self.xp
+        first, last, weight = (xp.asarray(a) for a in windows)
+        shape = [-1 if d == axis else 1 for d in range(x.ndim)]
+        y = xp.zeros((*x.shape[:axis], len(first), *x.shape[axis + 1 :]), x.dtype)
+        for k in range(weight.shape[1]):
+            inside = first + k < last
+            taken = x.take(xp.where(inside, first + k, 0), axis) * weight[:, k].astype(x.dtype).reshape(shape)
+            y += xp.where(inside.reshape(shape), taken, 0)
+        return y  # type: ignore[no-any-return]
 
     # Losses.
 
