@@ -130,6 +130,8 @@ class Run:
                     self.note(f"{worker.name} cannot run here and is left out: {hello['error']}")
                     continue
                 self.versions.setdefault(worker.name, hello["describe"])
+                if worker.name == "minidl" and not hello["describe"].startswith("cpp"):
+                    raise SystemExit("nothing to time: minidl's C++ kernels are not built here; see README")
             for worker in workers:  # now that all have started and nobody is busy
                 if worker.name in ("minidl", "torch") and worker.name in self.names:
                     time.sleep(PAUSE)

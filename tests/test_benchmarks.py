@@ -12,6 +12,7 @@ import pytest
 from benchmarks import cpu, report, rows
 from benchmarks.worker import Bench
 from minidl.backends import get_backend
+from tests.test_backends import require
 
 LAYER = next(layer for layer in rows.case_layers() if layer.name == "plain 3x3")
 
@@ -29,7 +30,7 @@ class Canned:
 
     def receive(self) -> dict[str, Any]:
         return {
-            "hello": {"describe": self.name},
+            "hello": {"describe": "cpp" if self.name == "minidl" else self.name},
             "ceilings": {"flops": 1e11, "bandwidth": 1e10},
             "prepare_layer": {"calls": [f"{'' if self.name == 'minidl' else 'channels-last'}|forward"]},
             "turn": {"seconds": [self.seconds[self.name]] * 2},
@@ -55,7 +56,14 @@ def canned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_without_the_kernels_nothing_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cpu, "Worker", type("Other", (Canned,), {"ask": lambda *request: {"describe": "numpy"}}))
+    with pytest.raises(SystemExit, match="kernels are not built"):
+        cpu.Run(["minidl"], 3, True).introduce(1)
+
+
 def test_the_whole_benchmark_runs_without_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    require("cpp")
     monkeypatch.setattr(cpu, "rivals_here", lambda notes: ["minidl", "numpy"])
     monkeypatch.setattr(cpu, "network_layers", list)
     monkeypatch.setattr(cpu, "case_layers", lambda: [LAYER])
