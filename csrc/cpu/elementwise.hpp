@@ -73,7 +73,10 @@ void channel_sum(int threads, Image<const T> g, T* sums) {
     Buffer<double> total(max<Index>(1, g.c));
     sum_channels<T, 1>(threads, rows, g.c, total.data, [&](Index row, T* sum) {
         const T* from = g.data + row * rows.step(g.pitch);
-        each<T>(rows.length(row), [&](Index j, auto how) { how.store(sum + j, how.load(sum + j) + how.load(from + j)); });
+        each<T>(rows.length(row), [&](Index j, auto how) {
+            prefetch(from + j + ahead);
+            how.store(sum + j, how.load(sum + j) + how.load(from + j));
+        });
     });
     for (Index c = 0; c < g.c; ++c) sums[c] = static_cast<T>(total.data[c]);
 }

@@ -117,8 +117,9 @@ struct Kernels {
     // images at another size, and their gradient (resample.hpp)
     void (*resample)(int threads, AxisWindows<T> rows, AxisWindows<T> columns, Image<const T> x, Image<T> y);
 
-    // losses (loss.hpp): a logit for each class (a channel) and position (a pixel); weight (C); g, loss and lse one a position
-    void (*cross_entropy)(int threads, const Labels&, Image<const T> x, const T* weight, T* loss, T* lse);
+    // losses (loss.hpp): a logit for each class (a channel) and position (a pixel); weight (C); g, loss and lse one a
+    // position. False if a target is no class
+    bool (*cross_entropy)(int threads, const Labels&, Image<const T> x, const T* weight, T* loss, T* lse);
     void (*cross_entropy_grad)(int threads, const Labels&, Image<const T> x, const T* weight, const T* g, const T* lse,
                                Image<T> dx);
 

@@ -2,8 +2,8 @@
 //
 // The ladder, in passes over logits of C classes for P positions:
 //   naive       array code: softmax, its logarithm, a table of all targets' shares, their product, its sum    some 12
-//   one pass    a block of positions at a time: largest, sum of exponentials, logarithm; the target's share is one number
-//               a position, no table                                       forward reads 4 bytes a float32 logit,
+//   one pass    a block of positions at a time: largest, sum of exponentials, logarithm; no table of shares: a class
+//               that is the target's number has one                        forward reads 4 bytes a float32 logit,
 //                                                                          backward reads 4 and writes 4
 //   turned      the block is turned in the first cache so that positions lie side by side: vectors are full for 2 classes as
 //               for 1000, and no sum runs across a vector
@@ -64,92 +64,109 @@ MINIDL_INLINE V<T> logarithms(V<T> x) {
     return x;
 }
 
+// to[j][i] = from[i][j], blocks of a cache line in turn; the rows lie `step` elements apart.
+template <class T>
+void transpose(const T* from, Index from_step, Index rows, Index columns, T* to, Index to_step) {
+    for (Index j0 = 0; j0 < columns; j0 += 16)
+        for (Index i0 = 0; i0 < rows; i0 += 16) {
+            const Index j1 = min(j0 + 16, columns), i1 = min(i0 + 16, rows);
+            for (Index j = j0; j < j1; ++j)
+                for (Index i = i0; i < i1; ++i) to[j * to_step + i] = from[i * from_step + j];
+        }
+}
+
 // f(first position, their number, z, room) for blocks of positions: the logit of class j at position first + i is
-// z[j * room + i], 0 beyond their number. Room for `more` times as many positions lies behind z.
+// z[j * room + i], 0 beyond their number. Gives whether f was true of all.
 template <class T, class F>
-void each_block_of_positions(int threads, Image<const T> x, int more, const F& f) {
+bool each_block_of_positions(int threads, Image<const T> x, const F& f) {
     const Index total = pixels(x), room = round_up(min<Index>(512, max<Index>(1, 8192 / x.c)), lanes<T>);
     const Index tasks = ceil_div(total, room);
+    Buffer<unsigned char> good(tasks + 1);
     parallel(total * x.c < (1 << 14) ? 1 : threads, tasks, [&](Index task) {
-        T* z = scratch<T>(0, (x.c + more) * room);
+        T* z = scratch<T>(0, x.c * room);
         const Index first = task * room, count = min(room, total - first);
-        for (Index i = 0; i < count; ++i)
-            for (Index j = 0; j < x.c; ++j) z[j * room + i] = x.data[(first + i) * x.pitch + j];
-        for (Index j = 0; j < x.c; ++j)
-            for (Index i = count; i < room; ++i) z[j * room + i] = 0;
-        f(first, count, z, room);
+        if (count < room) memset(z, 0, static_cast<size_t>(x.c * room) * sizeof(T));
+        transpose(x.data + first * x.pitch, x.pitch, count, x.c, z, room);
+        good.data[task] = f(first, count, z, room);
     });
+    bool all = true;
+    for (Index task = 0; task < tasks; ++task) all = all && good.data[task];
+    return all;
+}
+
+// max x over the classes, for a vector of positions.
+template <class T>
+MINIDL_INLINE V<T> largest(const T* z, Index classes, Index room) {
+    V<T> top = load(z);
+    for (Index j = 1; j < classes; ++j) {
+        const V<T> v = load(z + j * room);
+        top = where_greater<T>(v, top, v, top);
+    }
+    return top;
 }
 
 // lse = log Σ exp(x - max x) and loss = -Σ q · (x - lse), where q is weight · ((1 - smoothing) · [target] + smoothing / C), or 0
-// for targets that are ignored. Where q is 0, even an x of -∞ counts nothing.
+// for targets that are ignored. Where q is 0, even an x of -∞ counts nothing. False if a target is no class.
 template <class T>
-void cross_entropy(int threads, const Labels& s, Image<const T> x, const T* weight, T* loss, T* lse) {
-    const T even = static_cast<T>(s.smoothing / static_cast<double>(x.c)), own = static_cast<T>(1 - s.smoothing);
-    each_block_of_positions<T>(threads, x, 3, [&](Index first, Index count, const T* z, Index room) {
-        T *tops = const_cast<T*>(z) + x.c * room, *logs = tops + room, *spread = logs + room;
-        for (Index i = 0; i < count; i += lanes<T>) {
-            V<T> top = load(z + i), sum{};
-            for (Index j = 1; j < x.c; ++j) {
-                const V<T> v = load(z + j * room + i);
-                top = where_greater<T>(v, top, v, top);
-            }
-            for (Index start = 0; start < x.c; start += 64) { // sums of sums: they lose fewer digits
+bool cross_entropy(int threads, const Labels& labels, Image<const T> x, const T* weight, T* loss, T* lse) {
+    const T even = static_cast<T>(labels.smoothing / static_cast<double>(x.c)), own = static_cast<T>(1 - labels.smoothing);
+    return each_block_of_positions<T>(threads, x, [=](Index first, Index count, const T* block, Index room) {
+        const Index classes = x.c;
+        const V<T> zero{}, one = broadcast<T>(1), ignored = broadcast<T>(static_cast<T>(labels.ignored));
+        V<T> missing{};
+        each<T>(count, [&](Index i, auto how) {
+            const T* z = block + i;
+            const V<T> top = largest(z, classes, room);
+            V<T> sum{};
+            for (Index start = 0; start < classes; start += 64) { // sums of sums: they lose fewer digits
                 V<T> part{};
-                for (Index j = start; j < min(start + 64, x.c); ++j) part += exponentials<T>(load(z + j * room + i) - top);
+                for (Index j = start; j < min(start + 64, classes); ++j) part += exponentials<T>(load(z + j * room) - top);
                 sum += part;
             }
-            const V<T> log = logarithms<T>(sum);
-            V<T> others{};
-            if (even != 0)
-                for (Index j = 0; j < x.c; ++j)
-                    if (weight[j] * even != 0) others += weight[j] * even * (load(z + j * room + i) - top - log);
-            store<T>(tops + i, top), store<T>(logs + i, log), store<T>(spread + i, others);
-            store_part<T>(lse + first + i, log, count - i);
-        }
-        for (Index i = 0; i < count; ++i) {
-            const Index t = static_cast<Index>(s.target[first + i]);
-            const bool counts = t != s.ignored;
-            const T share = counts ? weight[t] * own : T(0);
-            loss[first + i] = -((share != 0 ? share * (z[t * room + i] - tops[i] - logs[i]) : T(0)) + (counts ? spread[i] : T(0)));
-        }
+            const V<T> log = logarithms<T>(sum), target = how.widened(labels.target + first + i);
+            V<T> total{}, found = where_equal<T>(target, ignored, one, zero);
+            for (Index j = 0; j < classes; ++j) {
+                const V<T> hit = where_equal<T>(target, broadcast<T>(static_cast<T>(j)), one, zero);
+                const V<T> q = weight[j] * (own * hit + even);
+                found += hit;
+                total += where_equal<T>(q, zero, zero, q * (load(z + j * room) - top - log));
+            }
+            missing += where_equal<T>(found, zero, one, zero);
+            how.store(lse + first + i, log);
+            how.store(loss + first + i, where_equal<T>(target, ignored, zero, zero - total));
+        });
+        T all = 0;
+        for (int k = 0; k < lanes<T>; ++k) all += missing[k];
+        return all == 0;
     });
 }
 
 // dx = g · (exp(x - max x - lse) · Σ q - q); max x is taken again: max x + lse would lose the digits of lse.
 template <class T>
-void cross_entropy_grad(int threads, const Labels& s, Image<const T> x, const T* weight, const T* g, const T* lse, Image<T> dx) {
-    const T even = static_cast<T>(s.smoothing / static_cast<double>(x.c)), own = static_cast<T>(1 - s.smoothing);
+void cross_entropy_grad(int threads, const Labels& labels, Image<const T> x, const T* weight, const T* g, const T* lse,
+                        Image<T> dx) {
+    const T even = static_cast<T>(labels.smoothing / static_cast<double>(x.c)), own = static_cast<T>(1 - labels.smoothing);
     double total = 0;
     for (Index j = 0; j < x.c; ++j) total += weight[j];
-    const T spread = static_cast<T>(total * s.smoothing / static_cast<double>(x.c));
-    each_block_of_positions<T>(threads, x, 3, [&](Index first, Index count, T* z, Index room) {
-        T *shift = z + x.c * room, *all = shift + room, *each = all + room;
-        for (Index i = 0; i < room; ++i) shift[i] = all[i] = each[i] = 0;
-        for (Index i = 0; i < count; ++i) {
-            const Index t = static_cast<Index>(s.target[first + i]);
-            const bool counts = t != s.ignored;
-            shift[i] = lse[first + i];
-            all[i] = g[first + i] * (counts ? weight[t] * own + spread : T(0));
-            each[i] = g[first + i] * (counts ? even : T(0));
-        }
-        for (Index i = 0; i < count; i += lanes<T>) {
-            V<T> top = load(z + i);
-            for (Index j = 1; j < x.c; ++j) {
-                const V<T> v = load(z + j * room + i);
-                top = where_greater<T>(v, top, v, top);
+    const T spread = static_cast<T>(total * labels.smoothing / static_cast<double>(x.c));
+    each_block_of_positions<T>(threads, x, [=](Index first, Index count, T* block, Index room) {
+        const Index classes = x.c;
+        each<T>(count, [&](Index i, auto how) {
+            T* z = block + i;
+            const V<T> zero{}, top = largest<T>(z, classes, room), log = how.load(lse + first + i);
+            const V<T> target = how.widened(labels.target + first + i), ignored = broadcast<T>(static_cast<T>(labels.ignored));
+            const V<T> share = where_equal<T>(target, ignored, zero, how.load(g + first + i));
+            V<T> all = broadcast<T>(spread);
+            for (Index j = 0; j < classes; ++j)
+                all += where_equal<T>(target, broadcast<T>(static_cast<T>(j)), broadcast<T>(weight[j] * own), zero);
+            for (Index j = 0; j < classes; ++j) {
+                const V<T> at = broadcast<T>(static_cast<T>(j));
+                const V<T> q = where_equal<T>(target, at, broadcast<T>(weight[j] * own), zero) + weight[j] * even;
+                store<T>(z + j * room, share * (exponentials<T>(load(z + j * room) - top - log) * all - q));
             }
-            for (Index j = 0; j < x.c; ++j) {
-                const V<T> v = load(all + i) * exponentials<T>(load(z + j * room + i) - top - load(shift + i));
-                store<T>(z + j * room + i, even != 0 ? v - weight[j] * load(each + i) : v);
-            }
-        }
-        for (Index i = 0; i < count; ++i) {
-            T* to = dx.data + (first + i) * dx.pitch;
-            for (Index j = 0; j < x.c; ++j) to[j] = z[j * room + i];
-            const Index t = static_cast<Index>(s.target[first + i]);
-            if (t != s.ignored) to[t] -= g[first + i] * (weight[t] * own);
-        }
+        });
+        transpose<T>(block, room, classes, count, dx.data + first * dx.pitch, dx.pitch);
+        return true;
     });
 }
 

@@ -53,7 +53,9 @@ void moments(int threads, Image<const T> x, const Rows& rows, T* mean, T* var) {
             for (Index j = channels; j < width; ++j) shift[j] = shift[j - channels];
             for (Index row = first; row < end; ++row) {
                 const T* from = x.data + row * rows.step(x.pitch);
+                const T* next = from + blocks.rows * rows.step(x.pitch); // the next block is fetched meanwhile
                 each<T>(rows.length(row), [&](Index j, auto how) {
+                    prefetch(next + j);
                     const V<T> d = how.load(from + j) - how.load(shift + j);
                     how.store(sum + j, how.load(sum + j) + d * d);
                 });
@@ -134,6 +136,7 @@ void batch_norm_grad(int threads, Image<const T> g, Image<const T> x, const T* m
         const T *gs = g.data + row * rows.step(g.pitch), *xs = x.data + row * rows.step(x.pitch);
         T* products = sum + width;
         each<T>(rows.length(row), [&](Index j, auto how) {
+            prefetch(gs + j + ahead), prefetch(xs + j + ahead);
             const V<T> centred = how.load(xs + j) - how.load(centre + j), v = passed(how.load(gs + j), centred, j, how);
             how.store(sum + j, how.load(sum + j) + v);
             how.store(products + j, how.load(products + j) + v * centred);

@@ -5,6 +5,7 @@
 //   vectors   the channels of a pixel lie side by side: one comparison serves a vector of them, without a jump
 //   a byte    what max pooling remembers for its gradient is the number of the tap that won, not a position: a byte where
 //             an index of torch's takes eight                    4 bytes in for a pixel, 5 out for an output
+//   apart     windows that neither overlap nor leave gaps: each pixel asks its one
 //   gather    in the gradient every pixel asks the windows that hold it, instead of every window adding to its pixels:
 //             each pixel is written once, by one task, whatever overlaps
 #pragma once
@@ -99,8 +100,26 @@ void each_pixel(int threads, const Pool& s, const Holders& down, const Holders& 
 // dx = the sum of g over the windows whose index names this pixel.
 template <class T, class I>
 void max_pool2d_grad(int threads, const Pool& s, Image<const T> g, const I* index, Image<T> dx) {
-    const Holders down(s.h, s.oh, s.kh, s.sh, s.ph, s.dh), along(s.w, s.ow, s.kw, s.sw, s.pw, s.dw);
     const bool past = goes_past(rows_of<T>(pixels(dx), s.c, false), dx);
+    if (s.kh == s.sh && s.kw == s.sw && s.oh * s.kh == s.h && s.ow * s.kw == s.w && s.ph + s.pw == 0 && s.dh * s.dw == 1) {
+        const Index group = max<Index>(1, (1 << 14) / max<Index>(1, s.w * s.c)), tasks = ceil_div(s.n * s.oh, group);
+        parallel(tasks < 3 ? 1 : threads, tasks, [&](Index task) { // each pixel lies in one window
+            for (Index row = task * group; row < min((task + 1) * group, s.n * s.oh); ++row)
+                for (Index k = 0; k < s.kh; ++k)
+                    for (Index j = 0; j < s.w; ++j) {
+                        const Index from = row * s.ow + j / s.kw;
+                        const V<T> tap = broadcast<T>(static_cast<T>(k * s.kw + j % s.kw));
+                        T* to = dx.data + ((row * s.kh + k) * s.w + j) * dx.pitch;
+                        each<T>(s.c, past, [&](Index c, auto how) {
+                            const V<T> winner = how.widened(index + from * s.c + c);
+                            how.result(to + c, where_equal<T>(winner, tap, how.load(g.data + from * g.pitch + c), V<T>{}));
+                        });
+                    }
+            fence();
+        });
+        return;
+    }
+    const Holders down(s.h, s.oh, s.kh, s.sh, s.ph, s.dh), along(s.w, s.ow, s.kw, s.sw, s.pw, s.dw);
     each_pixel<T>(threads, s, down, along, [&](Index pixel, Index image, Index i0, Index i1, Index j0, Index j1) {
         T* to = dx.data + pixel * dx.pitch;
         each<T>(s.c, past, [&](Index c, auto how) {

@@ -84,6 +84,7 @@ MINIDL_INLINE void fence() {
 }
 
 constexpr Index cache_bytes = 32 << 20; // results larger than this go past the caches
+constexpr Index ahead = 1024;            // elements: what only reads asks memory for so much more than the processor does by itself
 
 // --- rows ----------------------------------------------------------------------------------------------------------
 

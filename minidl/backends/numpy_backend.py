@@ -30,6 +30,13 @@ KERNELS = (
 BLOCK_BYTES = 1 << 24  # unfolded windows held at a time: large enough for BLAS, small enough for any image
 
 
+def check_classes(name: str, t: Array, classes: int, ignore_index: int) -> None:
+    """Raise IndexError if a target is neither a class, 0 to classes − 1, nor ignored."""
+    wrong = (t != ignore_index) & ((t < 0) | (t >= classes))
+    if wrong.any():
+        raise IndexError(f"{name}: class {t[wrong][0]} among the targets, but the input has classes 0 to {classes - 1}")
+
+
 def conv_output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> int:
     """Give a convolution's output length along one axis, ⌊(size + 2·padding − dilation·(kernel − 1) − 1)/stride⌋ + 1.
 
@@ -465,9 +472,10 @@ class NumpyBackend:
         """Give the loss −Σ_c q_c·log softmax(x)_c and log Σ_c exp(x_c − max x).
 
         x (N, C, ...), t (N, ...), weight (C,) -> twice (N, ...).   q_c = weight_c·((1 − ε)·[c = t] + ε/C) with
-        ε = smoothing, 0 where t is ignored; where q is 0, even −∞ counts nothing.
+        ε = smoothing, 0 where t is ignored; where q is 0, even −∞ counts nothing. IndexError if a t is no class.
         """
         xp = self.xp
+        check_classes("cross_entropy", t, x.shape[1], ignore_index)
         top = x.max(axis=1, keepdims=True)
         log = xp.log(xp.exp(x - top).sum(axis=1, keepdims=True))
         q = self._class_shares(x, t, weight, ignore_index, smoothing)
