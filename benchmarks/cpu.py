@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "99999999999", "MALLOC_TOP_PAD_": str(1 << 30)}
 COMMITTED = ROOT / "benchmarks" / "cpu.json"  # what --check compares with
 TURN = 0.01  # seconds: a turn is one call, or as many as fill this time
+STEP_TURN = 0.1  # the same for whole steps, of which a training does thousands in a row: it finds the caches its own
 PAUSE = 0.02  # seconds before a turn: OpenMP's threads go on spinning for some milliseconds after a call
 LONG = 0.1  # a call that takes longer is not warmed up again in each turn
 LAYER_BUDGET, STEP_BUDGET = 1.0, 6.0  # seconds for all turns of a row, of which there are at least three
@@ -214,7 +215,7 @@ class Run:
                 )
                 print(self.wrong[-1], file=sys.stderr, flush=True)
                 del rivals[name]
-            self.finish(row, rivals, STEP_BUDGET / 2 if self.quick else STEP_BUDGET, once)
+            self.finish(row, rivals, STEP_BUDGET / 2 if self.quick else STEP_BUDGET, STEP_TURN, once)
 
     def answer(self, worker: Worker, row: str) -> dict[str, Any]:
         """A worker's answer to what it was asked to prepare; a wrong result, an error or its end is noted."""
@@ -240,13 +241,14 @@ class Run:
         row: dict[str, Any],
         rivals: dict[str, tuple[Worker, str]],
         budget: float,
+        turn: float = TURN,
         once: dict[str, float] | None = None,
     ) -> None:
         """Let the rivals take turns, and keep the row with its times."""
         if "minidl" not in rivals:
             return
         try:
-            times = take_turns(rivals, self.rounds, budget, once or {})
+            times = take_turns(rivals, self.rounds, budget, turn, once or {})
         except Dead as error:
             self.leave_out(f"{row['name']}, {row['pass']}", "minidl", str(error))
         else:
@@ -276,7 +278,7 @@ def disagreeing(numbers: dict[str, list[float]], training: bool) -> list[str]:
 
 
 def take_turns(
-    rivals: dict[str, tuple[Worker, str]], rounds: int, budget: float, once: dict[str, float]
+    rivals: dict[str, tuple[Worker, str]], rounds: int, budget: float, turn: float, once: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """Time each rival in turns; a first one tells how many calls fill a turn, and how many rounds the budget."""
     turns: dict[str, list[list[float]]] = {name: [[once[name]]] if name in once else [] for name in rivals}
@@ -288,10 +290,10 @@ def take_turns(
         if name in SIDE and took > SLOW:
             turns[name] = [[took]]
             continue
-        repeats[name] = max(1, min(1000, round(TURN / max(took, 1e-6))))
+        repeats[name] = max(1, min(1000, round(turn / max(took, 1e-6))))
         cost += PAUSE + took * (repeats[name] + (took < LONG))
-    for turn in range(max(3, min(rounds, int(budget / max(cost, 1e-9))))):
-        for name in list(repeats)[:: 1 if turn % 2 else -1]:
+    for k in range(max(3, min(rounds, int(budget / max(cost, 1e-9))))):
+        for name in list(repeats)[:: 1 if k % 2 else -1]:
             worker, call = rivals[name]
             time.sleep(PAUSE)
             turns[name].append(timed(worker, call, repeats[name], LONG))

@@ -426,6 +426,27 @@ py::array gapless_images(const py::array& a) {
     return copy.array;
 }
 
+// A C-contiguous copy of (N, C, ...) whose channels are innermost; None for an array of another layout.
+py::object contiguous_(py::array x, Index threads) {
+    threads = check_threads(threads);
+    if (x.ndim() < 3) return py::none();
+    return dispatch({{"x", x}}, [&](auto zero) -> py::object {
+        using T = decltype(zero);
+        const Index n = x.shape(0), c = x.shape(1), count = n && c ? x.size() / (n * c) : 0, unit = sizeof(T);
+        Shape innermost{count * c * unit, unit};
+        for (Index step = count * c * unit, d = 2; d < x.ndim(); ++d) innermost.push_back(x.shape(d) ? step /= x.shape(d) : 0);
+        for (int d = 0; d < x.ndim(); ++d)
+            if (!count || (x.shape(d) > 1 && x.strides(d) != innermost[d])) return py::none();
+        py::array y = pooled<T>(shape_of(x));
+        const Index strides[4] = {count * c, c, 0, 1}; // the pixels take the place of channels, channels that of pixels
+        const Image<T> turned{static_cast<T*>(y.mutable_data()), n, count, 1, c, count};
+        const T* from = static_cast<const T*>(x.data());
+        const Kernels<T>& k = current_level().of(T());
+        without_gil([&] { k.to_channels_last(threads, from, strides, turned); });
+        return std::move(y);
+    });
+}
+
 py::array relu_(py::array x, Index threads) {
     threads = check_threads(threads);
     return dispatch({{"x", x}}, [&](auto zero) -> py::array {
@@ -1045,6 +1066,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("conv2d", conv2d_);
     m.def("conv2d_grad_x", conv2d_grad_x_);
     m.def("conv2d_grad_w", conv2d_grad_w_);
+    m.def("contiguous", contiguous_);
     m.def("relu", relu_);
     m.def("activation_grad", activation_grad_);
     m.def("add", add_);

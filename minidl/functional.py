@@ -434,7 +434,7 @@ def _select(value: Any, index: Any, x: Tensor, dim: int | None, keepdim: bool) -
 @op
 def reshape(backend: Any, x: Array, shape: tuple[int, ...]) -> Any:
     """The elements in the same order under another shape; one size may be −1."""
-    return x.reshape(shape), lambda g: g.reshape(x.shape)
+    return backend.reshape(x, shape), lambda g: backend.reshape(g, x.shape)
 
 
 def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:

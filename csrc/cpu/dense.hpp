@@ -19,61 +19,13 @@ constexpr Index shared_work = 1 << 20; // products of a call whose tasks are sha
 constexpr Index product_depth = 256;   // rows of a panel of 2 vectors: 32 KB
 constexpr Index turned_at_a_time = 1 << 21; // numbers of x: 8 MB
 
-template <int BYTES>
-struct Integer {
-    using type = int;
-};
-template <>
-struct Integer<8> {
-    using type = long long;
-};
-
-// How many of `count` units of `work` products each go into one task, at most `most`; tasks are of nearly equal size.
+// How many of `count` units of `work` products each go into one task, `least` to `most`; tasks are of nearly equal size.
 struct Cut {
     Index tasks, count;
-    Cut(Index count, Index work, Index most)
-        : tasks(ceil_div(count, min(most, max<Index>(1, task_work / max<Index>(1, work))))), count(count) {}
+    Cut(Index count, Index work, Index most, Index least = 1)
+        : tasks(ceil_div(count, min(most, max(least, task_work / max<Index>(1, work))))), count(count) {}
     Index start(Index task) const { return count * task / tasks; }
 };
-
-// Exchange, between rows a and b of a block, the lanes that stand on the wrong side of its diagonal: those of a whose number
-// has the bit H with those of b that have it not.
-template <class T, int H>
-MINIDL_INLINE void exchange(V<T>& a, V<T>& b) {
-#if defined(__GNUC__) && !defined(__clang__)
-    typename Vector<typename Integer<sizeof(T)>::type, MINIDL_BYTES>::type first, second;
-    for (int j = 0; j < lanes<T>; ++j) first[j] = j & H ? lanes<T> + j - H : j, second[j] = j & H ? lanes<T> + j : j + H;
-    const V<T> upper = __builtin_shuffle(a, b, first);
-    b = __builtin_shuffle(a, b, second);
-    a = upper;
-#else
-    const V<T> above = a, below = b;
-    for (int j = 0; j < lanes<T>; ++j) a[j] = j & H ? below[j - H] : above[j], b[j] = j & H ? below[j] : above[j + H];
-#endif
-}
-
-// Transpose a block of lanes x lanes numbers: for each bit of row and column, one pass of exchanges.
-template <class T, int H = lanes<T> / 2>
-MINIDL_INLINE void transpose(V<T> (&rows)[lanes<T>]) {
-    if constexpr (H > 0) {
-        for (int r = 0; r < lanes<T>; ++r)
-            if (!(r & H)) exchange<T, H>(rows[r], rows[r + H]);
-        transpose<T, H / 2>(rows);
-    }
-}
-
-// to (columns, lanes) = from (rows, columns) transposed, rows <= lanes; the missing ones are zeros.
-template <class T>
-void transpose_rows(const T* from, Index ld, Index rows, Index columns, T* to, Index ldt) {
-    constexpr Index L = lanes<T>;
-    V<T> block[L];
-    for (Index j = 0; j < columns; j += L) {
-        for (Index r = 0; r < L; ++r)
-            block[r] = r >= rows ? V<T>{} : columns - j >= L ? load(from + r * ld + j) : load_part(from + r * ld + j, columns - j);
-        transpose<T>(block);
-        for (Index c = 0; c < min(L, columns - j); ++c) store(to + (j + c) * ldt, block[c]);
-    }
-}
 
 // Vectors lie along the images, so x is transposed first, (N, I) -> N / panel times (I, panel); w is read as it lies.
 template <class T>
@@ -81,12 +33,12 @@ void linear_rows(int threads, const Dense& s, const T* x, const T* w, const T* b
     constexpr Index L = lanes<T>, most = 96, start = 0;
     const int vectors = s.n > L ? 2 : 1;
     const Index panel = vectors * L, panels = ceil_div(s.n, panel);
-    const Cut is(ceil_div(s.i, L), 16 * L * panel, 64), os(s.o, s.i * panel, most);
+    const Cut is(ceil_div(s.i, L), 16 * L * panel, 64), os(s.o, s.i * panel, most, 8); // 8 rows share a load of x
     T* turned = scratch<T>(2, panels * panel * s.i); // of this thread, seen by all
     parallel(s.n * s.i < task_work / 8 ? 1 : threads, ceil_div(s.n, L) * is.tasks, [&](Index task) {
         const Index n = task / is.tasks * L, from = is.start(task % is.tasks) * L, to = min(s.i, is.start(task % is.tasks + 1) * L);
-        transpose_rows(x + n * s.i + from, s.i, min(L, s.n - n), to - from,
-                       turned + n / panel * panel * s.i + n % panel + from * panel, panel);
+        transpose<T>(x + n * s.i + from, s.i, min(L, s.n - n), to - from,
+                     turned + n / panel * panel * s.i + n % panel + from * panel, panel, L);
     });
     parallel(s.n * s.i * s.o < shared_work ? 1 : threads, panels * os.tasks, [&](Index task) {
         const Index n = task / os.tasks * panel, o = os.start(task % os.tasks), rows = os.start(task % os.tasks + 1) - o;

@@ -17,9 +17,10 @@
 
 #include "strips.hpp"
 
+#include "layout.hpp"
+
 #include "dense.hpp"
 #include "direct.hpp"
-#include "layout.hpp"
 #include "optim.hpp"
 #include "winograd.hpp"
 

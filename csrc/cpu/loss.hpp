@@ -64,17 +64,6 @@ MINIDL_INLINE V<T> logarithms(V<T> x) {
     return x;
 }
 
-// to[j][i] = from[i][j], blocks of a cache line in turn; the rows lie `step` elements apart.
-template <class T>
-void transpose(const T* from, Index from_step, Index rows, Index columns, T* to, Index to_step) {
-    for (Index j0 = 0; j0 < columns; j0 += 16)
-        for (Index i0 = 0; i0 < rows; i0 += 16) {
-            const Index j1 = min(j0 + 16, columns), i1 = min(i0 + 16, rows);
-            for (Index j = j0; j < j1; ++j)
-                for (Index i = i0; i < i1; ++i) to[j * to_step + i] = from[i * from_step + j];
-        }
-}
-
 // f(first position, their number, z, room) for blocks of positions: the logit of class j at position first + i is
 // z[j * room + i], 0 beyond their number. Gives whether f was true of all.
 template <class T, class F>
@@ -86,7 +75,7 @@ bool each_block_of_positions(int threads, Image<const T> x, const F& f) {
         T* z = scratch<T>(0, x.c * room);
         const Index first = task * room, count = min(room, total - first);
         if (count < room) memset(z, 0, static_cast<size_t>(x.c * room) * sizeof(T));
-        transpose(x.data + first * x.pitch, x.pitch, count, x.c, z, room);
+        transpose<T>(x.data + first * x.pitch, x.pitch, count, x.c, z, room);
         good.data[task] = f(first, count, z, room);
     });
     bool all = true;

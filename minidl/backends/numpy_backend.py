@@ -300,6 +300,10 @@ class NumpyBackend:
         """Give the arrays one after another along `axis`."""
         return self.xp.concatenate(xs, axis=axis)  # type: ignore[no-any-return]
 
+    def reshape(self, x: Array, shape: Shape) -> Array:
+        """Give the elements in the same order under another shape; one size may be −1."""
+        return x.reshape(shape)
+
     def dropout(self, x: Array, kept: Array, scale: float) -> Array:
         """Give scale·x where `kept`, a bool array of x's shape, is true, else 0·x."""
         return x * (kept * x.dtype.type(scale))  # type: ignore[no-any-return]
