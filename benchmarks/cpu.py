@@ -39,9 +39,10 @@ COMMITTED = ROOT / "benchmarks" / "cpu.json"  # what --check compares with
 TURN = 0.01  # seconds: a turn is one call, or as many as fill this time
 STEP_TURN = 0.1  # the same for whole steps, of which a training does thousands in a row: it finds the caches its own
 PAUSE = 0.02  # seconds before a turn: OpenMP's threads go on spinning for some milliseconds after a call
+LONG_PAUSE = 0.15  # seconds before a row: OpenBLAS's threads spin for 2^26 cycles, and its rivals find a core taken
 LONG = 0.1  # a call that takes longer is not warmed up again in each turn
 LAYER_BUDGET, STEP_BUDGET = 1.0, 6.0  # seconds for all turns of a row, of which there are at least three
-SIDE = ("numpy", "numba")  # minidl's other backends: timed beside it where that takes no minutes
+SIDE = ("numpy", "numba")  # minidl's other backends: timed behind the others where that takes no minutes
 SLOW = 0.25  # a turn of numpy or numba that takes longer is their only one
 LOSS_ERROR = (2e-5, 1e-3)  # relative: before any step, and after Adam's first, which divides rounding by rounding
 
@@ -282,21 +283,22 @@ def take_turns(
 ) -> dict[str, dict[str, float]]:
     """Time each rival in turns; a first one tells how many calls fill a turn, and how many rounds the budget."""
     turns: dict[str, list[list[float]]] = {name: [[once[name]]] if name in once else [] for name in rivals}
-    repeats, cost = {}, 0.0
-    for name, (worker, call) in rivals.items():
-        if name in once:
-            continue
-        took = min(timed(worker, call, 3, 0.0))
-        if name in SIDE and took > SLOW:
-            turns[name] = [[took]]
-            continue
-        repeats[name] = max(1, min(1000, round(turn / max(took, 1e-6))))
-        cost += PAUSE + took * (repeats[name] + (took < LONG))
-    for k in range(max(3, min(rounds, int(budget / max(cost, 1e-9))))):
-        for name in list(repeats)[:: 1 if k % 2 else -1]:
-            worker, call = rivals[name]
+    time.sleep(LONG_PAUSE)
+    peers = [name for name in rivals if name.partition(",")[0] not in SIDE]
+    for names in (peers, [name for name in rivals if name not in peers and name not in once]):
+        repeats, cost = {}, 0.0
+        for name in names:
             time.sleep(PAUSE)
-            turns[name].append(timed(worker, call, repeats[name], LONG))
+            took = min(timed(*rivals[name], 3, 0.0))
+            if names is not peers and took > SLOW:
+                turns[name] = [[took]]
+                continue
+            repeats[name] = max(1, min(1000, round(turn / max(took, 1e-6))))
+            cost += PAUSE + took * (repeats[name] + (took < LONG))
+        for k in range(max(3, min(rounds, int(budget / max(cost, 1e-9)))) if names is peers else 3):
+            for name in list(repeats)[:: 1 if k % 2 else -1]:
+                time.sleep(PAUSE)
+                turns[name].append(timed(*rivals[name], repeats[name], LONG))
     return {name: statistic(values) for name, values in turns.items()}
 
 

@@ -14,6 +14,9 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
 #ifndef _WIN32
 #include <pthread.h>
 #include <sys/mman.h>
@@ -47,6 +50,7 @@ public:
                 }
             } catch (const std::system_error&) { // no more threads to be had: fewer do it too
             }
+            make_way();
             job = &mine;
             next = 0;
             failure = nullptr;
@@ -67,6 +71,21 @@ private:
         Index total;
     };
 
+    // Send workers that last ran on the caller's processor to the others. Linux wakes a thread where it fell asleep and may
+    // take milliseconds to notice that another processor is idle: until then caller and worker would share one.
+    void make_way() {
+#ifdef __linux__
+        const int here = sched_getcpu();
+        for (size_t k = 0; k < workers.size(); ++k) {
+            if (here < 0 || place[k].load(std::memory_order_relaxed) != here) continue;
+            cpu_set_t others = allowed;
+            CPU_CLR(here, &others);
+            if (CPU_COUNT(&others)) pthread_setaffinity_np(workers[k].native_handle(), sizeof others, &others);
+            place[k] = -1;
+        }
+#endif
+    }
+
     void work(const Job& mine) {
         try {
             for (Index i; (i = next.fetch_add(1)) < mine.total;) mine.task(mine.context, i);
@@ -86,6 +105,9 @@ private:
             wake.wait(lock, [&] { return generation.load() != seen; });
             seen = generation.load();
             if (!job || number >= wanted) continue;
+#ifdef __linux__
+            place[number] = sched_getcpu();
+#endif
             const Job& mine = *job; // on the stack of run(), which waits for us
             ++running;
             lock.unlock();
@@ -103,6 +125,15 @@ private:
 #endif
     }
 
+#ifdef __linux__
+    std::atomic<int> place[256]{}; // of each worker: the processor it last ran on
+    const cpu_set_t allowed = [] {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        sched_getaffinity(0, sizeof set, &set);
+        return set;
+    }();
+#endif
     std::mutex busy, state;
     std::condition_variable wake, done;
     std::vector<std::thread> workers;
