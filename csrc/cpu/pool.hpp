@@ -103,18 +103,19 @@ void max_pool2d_grad(int threads, const Pool& s, Image<const T> g, const I* inde
     const bool past = goes_past(rows_of<T>(pixels(dx), s.c, false), dx);
     if (s.kh == s.sh && s.kw == s.sw && s.oh * s.kh == s.h && s.ow * s.kw == s.w && s.ph + s.pw == 0 && s.dh * s.dw == 1) {
         const Index group = max<Index>(1, (1 << 14) / max<Index>(1, s.w * s.c)), tasks = ceil_div(s.n * s.oh, group);
-        parallel(tasks < 3 ? 1 : threads, tasks, [&](Index task) { // each pixel lies in one window
+        parallel(tasks < 3 ? 1 : threads, tasks, [=](Index task) { // each pixel lies in one window
             for (Index row = task * group; row < min((task + 1) * group, s.n * s.oh); ++row)
-                for (Index k = 0; k < s.kh; ++k)
-                    for (Index j = 0; j < s.w; ++j) {
-                        const Index from = row * s.ow + j / s.kw;
-                        const V<T> tap = broadcast<T>(static_cast<T>(k * s.kw + j % s.kw));
-                        T* to = dx.data + ((row * s.kh + k) * s.w + j) * dx.pitch;
-                        each<T>(s.c, past, [&](Index c, auto how) {
-                            const V<T> winner = how.widened(index + from * s.c + c);
-                            how.result(to + c, where_equal<T>(winner, tap, how.load(g.data + from * g.pitch + c), V<T>{}));
-                        });
-                    }
+                for (Index k = 0; k < s.kh; ++k) {
+                    T* to = dx.data + (row * s.kh + k) * s.w * dx.pitch;
+                    const I* winners = index + row * s.ow * s.c;
+                    const T* from = g.data + row * s.ow * g.pitch;
+                    for (Index j = 0; j < s.ow; ++j, winners += s.c, from += g.pitch)
+                        for (Index tap = k * s.kw; tap < (k + 1) * s.kw; ++tap, to += dx.pitch)
+                            each<T>(s.c, past, [=](Index c, auto how) {
+                                const V<T> won = how.widened(winners + c), mine = broadcast<T>(static_cast<T>(tap));
+                                how.result(to + c, where_equal<T>(won, mine, how.load(from + c), V<T>{}));
+                            });
+                }
             fence();
         });
         return;
