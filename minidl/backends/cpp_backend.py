@@ -98,10 +98,10 @@ class CppBackend(NumpyBackend):
 
     def reshape(self, x: Array, shape: Shape) -> Array:
         """As NumpyBackend.reshape; where more than axes of size 1 change, images are turned by a kernel."""
-        if x.ndim > 2 and x.size > 10000 and not x.flags.c_contiguous and _ready(x):
-            if [n for n in x.shape if n > 1] != [n for n in shape if n > 1]:
-                y = _C.contiguous(x, self.threads)
-                x = x if y is None else y
+        viewed = x.flags.c_contiguous or [n for n in x.shape if n > 1] == [n for n in shape if n > 1]
+        if not viewed and x.ndim > 2 and x.size > 10000 and _ready(x):
+            y = _C.contiguous(x, self.threads)
+            x = x if y is None else y
         return super().reshape(x, shape)
 
     def relu(self, x: Array) -> Array:
