@@ -30,13 +30,25 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--data", type=Path, help=DATA_HELP)
     add_output(train, "trained weights, a .safetensors file")
-    train.add_argument("--network", choices=["small", "alexnet"], default="small", help="small has 125,000 parameters")
-    train.add_argument("--epochs", type=int, default=60, help="passes over the training part")
+    train.add_argument(
+        "--network", choices=["resnet", "alexnet"], default="resnet", help="residual, 175,000 parameters, or the talk's"
+    )
+    train.add_argument(
+        "--labels",
+        choices=["clean", "votes", "robust", "all"],
+        default="clean",
+        help="what of the noisy votes is learned: only barred galaxies of p_bar <= .995; votes as soft targets; all "
+        "labels with a robust loss; all labels",
+    )
+    train.add_argument("--size", type=int, default=64, help="pixels across the network's field, such as 64, 150, 227")
+    train.add_argument("--epochs", type=int, default=100, help="passes over the training part")
     train.add_argument("--batch-size", type=int, default=64, help="galaxies in a step")
-    train.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
+    train.add_argument("--lr", type=float, help="highest learning rate (default: 0.003, of alexnet 0.001)")
     train.add_argument("--weight-decay", type=float, default=0.05, help="of AdamW")
     train.add_argument("--seed", type=seed, default=0, help="of weights, order and augmentation")
     train.add_argument("--split-seed", type=seed, default=0, help="of the split 60/20/20, kept in the weights")
+    train.add_argument("--folds", type=int, default=5, help="equal parts of the sample; one validates, one tests")
+    train.add_argument("--fold", type=int, default=0, help="which part tests: 0 ... folds - 1, for cross-validation")
     add_threads(train)
     train.add_argument("--resume", action="store_true", help="continue an interrupted run with this --out")
 

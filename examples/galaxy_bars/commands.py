@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from examples.common import InputError, Table, check_file, check_folder, data_fo
 from examples.galaxy_bars import evaluate as scoring
 from examples.galaxy_bars import network
 from examples.galaxy_bars import simulate as simulator
-from examples.galaxy_bars.data import CLASSES, REMEDY, Galaxies, list_pictures, read_image, read_sample, split
+from examples.galaxy_bars.data import CLASSES, REMEDY, Galaxies, list_pictures, read_image, read_sample, split, subsets
 
 
 def simulate(options: argparse.Namespace) -> int:
@@ -27,10 +28,11 @@ def simulate(options: argparse.Namespace) -> int:
     return 0
 
 
-def read(folder: Path | None) -> Galaxies:
-    """Read the sample and say on stderr what was left out."""
+def read(folder: Path | None, size: int) -> Galaxies:
+    """Read the sample as pictures of `size` pixels and say on stderr what was left out."""
     path = data_folder(folder, "galaxies", REMEDY)
-    galaxies = read_sample(path, lambda names: tqdm(names, "reading", leave=False, disable=not sys.stderr.isatty()))
+    progress = partial(tqdm, desc="reading", leave=False, disable=not sys.stderr.isatty())
+    galaxies = read_sample(path, progress, size)
     for line in galaxies.skipped[:5]:
         print(f"left out: {line}", file=sys.stderr)
     if len(galaxies.skipped) > 5:
@@ -40,18 +42,29 @@ def read(folder: Path | None) -> Galaxies:
 
 def train(options: argparse.Namespace) -> int:
     """Train on the sample's training part and save the network of the lowest validation loss."""
-    if options.epochs < 1 or options.batch_size < 2 or not options.lr > 0:
-        raise InputError("train needs --epochs of at least 1, --batch-size of at least 2 and a positive --lr")
+    lr = network.LEARNING_RATES[options.network] if options.lr is None else options.lr
+    if options.epochs < 1 or options.batch_size < 2 or not lr > 0 or options.size < 32:
+        raise InputError(
+            "train needs --epochs of at least 1, --batch-size of at least 2, a positive --lr, a --size of at least 32"
+        )
     check_file(options.out, options.overwrite)
     use_threads(options.threads)
-    galaxies = read(options.data)
+    galaxies = read(options.data, options.size)
     running = options.out.with_suffix(".running.safetensors")
     if options.resume and not running.exists():
         raise InputError(f"nothing to resume: no {running}; leave --resume away to start")
     recipe = network.Recipe(
-        options.network, options.epochs, options.batch_size, options.lr, options.weight_decay, options.seed
+        options.network,
+        options.epochs,
+        options.batch_size,
+        lr,
+        options.weight_decay,
+        options.labels,
+        options.size,
+        options.seed,
     )
-    train_galaxies(galaxies, recipe, options.out, options.split_seed, running, options.resume)
+    about_split = {"seed": options.split_seed, "folds": options.folds, "fold": options.fold}
+    train_galaxies(galaxies, recipe, options.out, about_split, running, options.resume)
     running.unlink(missing_ok=True)
     return 0
 
@@ -60,24 +73,30 @@ def train_galaxies(
     galaxies: Galaxies,
     recipe: network.Recipe,
     out: Path,
-    split_seed: int,
+    about_split: dict[str, int],
     running: Path | None = None,
     resume: bool = False,
 ) -> None:
-    """Split, train, save, and say how long it took."""
-    parts = split(galaxies, split_seed)
+    """Split, train, calibrate on the validation part, save, and say how long it took and how good it is there."""
+    parts = split(galaxies, **about_split)
     start = time.perf_counter(), time.process_time()
     print(", ".join(f"{len(rows)} {part}" for part, rows in parts.items()), f"galaxies ({galaxies.kind})", flush=True)
     model, history = network.train(
         galaxies[parts["train"]], galaxies[parts["validation"]], recipe, running=running, resume=resume
     )
+    held = galaxies[parts["validation"]]
+    z = network.log_odds(model, held.images).mean(1)
+    clean = subsets(held).get("clean", np.ones(len(held), bool))
     about = {
         "kind": galaxies.kind,
-        "split_seed": split_seed,
+        "split": about_split,
+        "temperature": network.temperature(z[clean], held.labels[clean]),
         "trained_on": network.fingerprint(galaxies[parts["train"]]),
         "history": history,
     }
     network.save(out, model, recipe, about)
+    for score in scoring.score(held, network.sigmoid(z)):
+        print(f"validation part, {score.name}: accuracy {score.accuracy:.4f}, ROC area {score.auc:.4f}")
     seconds = time.perf_counter() - start[0], time.process_time() - start[1]
     print(f"{out}: {recipe.epochs} epochs in {seconds[0]:.0f} s ({seconds[1]:.0f} s of processor time)")
 
@@ -87,8 +106,8 @@ def evaluate(options: argparse.Namespace) -> int:
     check_folder(options.out, options.overwrite)
     use_threads(options.threads)
     model, meta = network.load(options.weights)
-    galaxies = read(options.data)
-    parts = split(galaxies, meta["split_seed"])
+    galaxies = read(options.data, meta["preprocessing"]["size"])
+    parts = split(galaxies, **meta["split"])
     same = network.fingerprint(galaxies[parts["train"]]) == meta["trained_on"]
     if options.part == "all" and same:
         print("note: all includes the galaxies the network was trained on", file=sys.stderr)
