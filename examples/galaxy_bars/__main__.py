@@ -1,4 +1,4 @@
-"""Command line of the bar task: `python -m examples.galaxy_bars {simulate,train,evaluate,predict} --help`."""
+"""Command line of the bar task: `python -m examples.galaxy_bars COMMAND --help`, for each command below."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATA_HELP = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The four commands and their options."""
+    """The commands and their options."""
     main = argparse.ArgumentParser(prog="galaxy_bars", description="Find bars in pictures of galaxies.")
     commands = main.add_subparsers(dest="command", required=True)
 
@@ -55,9 +55,17 @@ def parser() -> argparse.ArgumentParser:
     evaluate = add_command(commands, "evaluate", "print the talk's table with ours beside it; write tables and figures")
     evaluate.add_argument("--data", type=Path, help=DATA_HELP)
     evaluate.add_argument("--weights", type=Path, required=True, help="what train wrote")
-    add_output(evaluate, "folder for scores.csv, confusion.csv, restated.csv, predictions.csv and the figures")
+    add_output(evaluate, "folder for the tables (CSV), predictions.csv and the figures (PNG)")
     evaluate.add_argument("--part", choices=["test", "validation", "train", "all"], default="test", help="of the data")
     add_threads(evaluate)
+
+    crossvalidate = add_command(
+        commands, "crossvalidate", "score several networks, each on its own test part: train --fold 0, 1, ... or --seed"
+    )
+    crossvalidate.add_argument("--data", type=Path, help=DATA_HELP)
+    crossvalidate.add_argument("--weights", type=Path, nargs="+", required=True, help="what several train runs wrote")
+    add_output(crossvalidate, "folder for crossvalidation.csv, and confusion.csv, experts.csv of disjoint test parts")
+    add_threads(crossvalidate)
 
     predict = add_command(commands, "predict", "p(bar) of each picture, as CSV: file, p_bar, label")
     predict.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JPEG, PNG, FITS, or folders of them")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from examples.common import InputError, Table, check_file, check_folder, data_folder, use_threads, write_csv
 from examples.galaxy_bars import evaluate as scoring
-from examples.galaxy_bars import network
+from examples.galaxy_bars import network, occlusion
 from examples.galaxy_bars import simulate as simulator
 from examples.galaxy_bars.data import CLASSES, REMEDY, Galaxies, list_pictures, read_image, read_sample, split, subsets
 
@@ -123,30 +123,63 @@ def evaluate(options: argparse.Namespace) -> int:
 def evaluate_galaxies(
     model: Any, meta: dict[str, Any], galaxies: Galaxies, part: str, out: Path, overwrite: bool
 ) -> tuple[list[Table], list[tuple[Path, str]]]:
-    """Score one part of a sample: tables and figures, written to `out` as CSV and PNG."""
+    """Score one part of a sample, hide its bars: tables and figures, written to `out` as CSV and PNG."""
     from examples.galaxy_bars import figures  # matplotlib, which prediction does not need
 
-    p_bar = network.probabilities(model, galaxies.images)
+    z = network.log_odds(model, galaxies.images).mean(1)
+    p_bar, calibrated = network.sigmoid(z), network.sigmoid(z / meta["temperature"])
     results = scoring.score(galaxies, p_bar)
     if not results:
         raise InputError("evaluation needs barred and unbarred galaxies: one class is missing")
     of = f"{galaxies.kind} galaxies" if part == "all" else f"{part} part of the {galaxies.kind} galaxies"
     if meta["kind"] != galaxies.kind:
         of += f", network trained on {meta['kind']} ones"
+    test = occlusion.hide_bars(lambda images: network.log_odds(model, images, views=8).mean(1), galaxies)
     tables = scoring.tables(results, of)
+    tables["calibration"] = scoring.calibration_table(galaxies, p_bar, calibrated, meta["temperature"], of)
+    experts = scoring.experts_table(galaxies, p_bar, of)
+    tables |= {"experts": experts} if experts else {}
+    if len(test.rows):
+        tables["occlusion"] = scoring.occlusion_table(test, galaxies, of)
+        if test.unbarred.size:
+            tables["occlusion_unbarred"] = scoring.unbarred_table(test, of)
     scoring.write_tables(out, tables, overwrite)
     write_predictions(out / "predictions.csv", galaxies.files, p_bar, overwrite, labels=galaxies.labels)
-    pictures = figures.all_figures(
-        out,
-        galaxies,
-        p_bar,
-        of,
-        meta["history"],
-        meta["kind"],
-        results,
-        lambda images: network.first_layers(model, images),
-    )
-    return tables, pictures
+    pictures = figures.all_figures(out, model, galaxies, p_bar, calibrated, test, of, meta, results)
+    return list(tables.values()), pictures
+
+
+def crossvalidate(options: argparse.Namespace) -> int:
+    """Score several networks, each on its own test part; pool them where no galaxy is tested twice."""
+    check_folder(options.out, options.overwrite)
+    use_threads(options.threads)
+    runs, tested, p_bar = [], [], []
+    galaxies = None
+    for path in options.weights:
+        model, meta = network.load(path)
+        if galaxies is None or galaxies.images.shape[1] != meta["preprocessing"]["size"]:
+            galaxies = read(options.data, meta["preprocessing"]["size"])
+        parts = split(galaxies, **meta["split"])
+        if network.fingerprint(galaxies[parts["train"]]) != meta["trained_on"]:
+            raise InputError(f"{path} was trained on other galaxies than those of the data's split: nothing to compare")
+        part = galaxies[parts["test"]]
+        p = network.probabilities(model, part.images)
+        about = [path.stem, meta["split"]["seed"], meta["split"]["fold"], meta["recipe"]["seed"]]
+        runs.append((about, scoring.score(part, p)))
+        tested.append(parts["test"])
+        p_bar.append(p)
+        print(f"{path}: {len(part)} galaxies", file=sys.stderr)
+    tables = {"crossvalidation": scoring.crossvalidation_table(runs)}
+    rows, p_all = np.concatenate(tested), np.concatenate(p_bar)
+    if galaxies is not None and len(np.unique(rows)) == len(rows) and len(runs) > 1:
+        of = f"{len(rows)} {galaxies.kind} galaxies, each by a network that has not seen it"
+        pooled = galaxies[rows]
+        tables |= {"confusion": scoring.tables(scoring.score(pooled, p_all), of)["confusion"]}
+        experts = scoring.experts_table(pooled, p_all, of)
+        tables |= {"experts": experts} if experts else {}
+    scoring.write_tables(options.out, tables, options.overwrite)
+    print("\n\n".join(table.text() for table in tables.values()))
+    return 0
 
 
 def write_predictions(

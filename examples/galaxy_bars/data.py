@@ -389,6 +389,8 @@ def subsets(galaxies: Galaxies) -> dict[str, NDArray[np.bool_]]:
     ratio = galaxies.columns.get("axis_ratio_img", axis_ratio(galaxies.images))
     edge = galaxies.columns.get("edge_brightness", edge_brightness(galaxies.images))
     masks["fair"] = (ratio > 0.5) & (edge < 40)
+    if "clean" in masks:
+        masks["fair and clean"] = masks["fair"] & masks["clean"]
     return masks
 
 
