@@ -144,7 +144,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """ReLU(shortcut(x) + change(x))."""
-        return F.relu(self.shortcut(x) + self.change(x))  # type: ignore[no-any-return]
+        return F.relu(self.shortcut(x) + self.change(x))
 
 
 class ResNet(nn.Module):

@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from examples.common import InputError, Table, check_file, check_folder, data_folder, use_threads, write_csv
+from examples.galaxy_bars import catalogue as catalogues
 from examples.galaxy_bars import evaluate as scoring
+from examples.galaxy_bars import fetch as fetching
 from examples.galaxy_bars import network, occlusion
+from examples.galaxy_bars import predict as predicting
+from examples.galaxy_bars import prepare as preparing
 from examples.galaxy_bars import simulate as simulator
-from examples.galaxy_bars.data import CLASSES, REMEDY, Galaxies, list_pictures, read_image, read_sample, split, subsets
+from examples.galaxy_bars.catalogue import Cuts, read_catalogue
+from examples.galaxy_bars.data import CLASSES, REMEDY, Galaxies, list_pictures, read_sample, split, subsets
 
 
 def simulate(options: argparse.Namespace) -> int:
@@ -199,37 +204,82 @@ def write_predictions(
     write_csv(path, header, rows, overwrite)
 
 
+def select(options: argparse.Namespace) -> int:
+    """Write the galaxies of a catalogue that pass the cuts, with their labels."""
+    check_file(options.out, options.overwrite)
+    cuts = Cuts(
+        *options.r,
+        options.z,
+        *options.half_light,
+        options.edge_on,
+        options.votes,
+        options.barred_from,
+        options.unbarred_to,
+    )
+    catalogue = read_catalogue(options.catalogue)
+    mask, lines = catalogues.select(catalogue, cuts)
+    print(f"{len(mask)} galaxies", *lines, sep="\n")
+    if not mask.any():
+        raise InputError("no galaxy passes the cuts: nothing written")
+    own = catalogues.labels(catalogue, cuts)
+    catalogues.write_selection(options.out, catalogue, mask, own, options.overwrite)
+    taken = [label for label, passed in zip(own, mask, strict=True) if passed]
+    print(f"{options.out}: {len(taken)} galaxies, {taken.count('barred')} barred, {taken.count('unbarred')} unbarred")
+    return 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Fetch cut-outs of a catalogue; exit code 1 if some galaxies gave none."""
+    if not options.rate > 0 or options.tries < 1 or not options.timeout > 0:
+        raise InputError("fetch needs a positive --rate and --timeout and at least one of --tries")
+    if (options.radii is not None and not options.radii > 0) or not 64 <= options.size <= 2048:
+        raise InputError("fetch needs positive --radii and a --size of 64 ... 2048 pixels, the limits of the service")
+    service = fetching.Service(options.service, options.rate, options.tries, options.timeout)
+    done = fetching.fetch(read_catalogue(options.catalogue), options.out, service, options.radii, options.size)
+    print(f"{len(done.files)} cut-outs in {options.out} ({done.new} new, {done.labelled} with a label)")
+    if done.failures:
+        print(f"{len(done.failures)} galaxies failed: run it again to try those", file=sys.stderr)
+    return int(bool(done.failures))
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Make pictures of FITS images; exit code 1 if some galaxies gave none."""
+    if not options.radii > 0 or not options.pixel_scale > 0 or options.size < 16:
+        raise InputError("prepare needs positive --radii and --pixel-scale and a --size of at least 16")
+    made, labelled, failures = preparing.prepare(
+        read_catalogue(options.catalogue),
+        options.images,
+        options.out,
+        options.radii,
+        options.size,
+        options.pixel_scale,
+        options.overwrite,
+    )
+    for line in failures:
+        print(f"error: {line}", file=sys.stderr)
+    print(f"{made} pictures in {options.out} ({labelled} with a label)")
+    return int(bool(failures))
+
+
 def predict(options: argparse.Namespace) -> int:
     """Write p(bar) of each picture; one that cannot be read is reported and left out, and the exit code is 1."""
-    check_file(options.out, options.overwrite)
     use_threads(options.threads)
     if options.pixel_scale is not None and not options.pixel_scale > 0:
         raise InputError(f"--pixel-scale must be positive, got {options.pixel_scale}")
     if not 0 <= options.threshold <= 1:
         raise InputError(f"--threshold must lie in 0 ... 1, got {options.threshold}")
-    model, meta = network.load(options.weights)
-    paths = list_pictures(options.files)
-    files: list[str] = []
-    chunks: list[NDArray[np.float64]] = []
-    with tqdm(total=len(paths), unit="galaxy", leave=False, disable=not sys.stderr.isatty()) as bar:
-        for start in range(0, len(paths), 1024):  # so that a survey fits into memory
-            images = []
-            for path in paths[start : start + 1024]:
-                try:
-                    images.append(read_image(path, str(path), options.pixel_scale))
-                    files.append(str(path))
-                except InputError as error:
-                    tqdm.write(f"error: {error}", file=sys.stderr)
-            if images:
-                chunks.append(network.probabilities(model, np.stack(images)))
-            bar.update(len(paths[start : start + 1024]))
-    failed = len(paths) - len(files)
-    if not files:
-        raise InputError(f"none of the {failed} pictures can be read: nothing written")
-    p_bar = np.concatenate(chunks)
-    write_predictions(options.out, files, p_bar, options.overwrite, options.threshold)
-    barred = int(np.sum(p_bar >= options.threshold))
-    print(f"{options.out}: {len(files)} galaxies, {barred} barred (network trained on {meta['kind']} galaxies)")
-    if failed:
-        print(f"{failed} of {failed + len(files)} pictures could not be read", file=sys.stderr)
-    return int(failed > 0)
+    catalogue = read_catalogue(options.catalogue) if options.catalogue else None
+    failures = predicting.predict(
+        list_pictures(options.files),
+        options.weights,
+        options.out,
+        catalogue=catalogue,
+        pixel_scale=options.pixel_scale,
+        threshold=options.threshold,
+        views=options.views,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    if failures:
+        print(f"{len(failures)} pictures could not be read", file=sys.stderr)
+    return int(bool(failures))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +123,11 @@ def _decode_picture(content: bytes, name: str) -> Bytes:
 
 
 def _decode_fits(content: bytes, name: str) -> Bytes:
+    return colour_picture(fits_bands(content, name)[0], name)
+
+
+def fits_bands(content: bytes, name: str) -> tuple[NDArray[np.float64], Any]:
+    """The bands g, r, i of a FITS file (3, h, w), and the header of the first; one image stands for all three."""
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
@@ -132,12 +138,11 @@ def _decode_fits(content: bytes, name: str) -> Bytes:
             warnings.simplefilter("ignore", AstropyWarning)  # old headers break the standard harmlessly
             warnings.filterwarnings("error", message=".*truncated.*")
             with fits.open(io.BytesIO(content), memmap=False) as hdus:
-                planes = {
-                    str(hdu.name).strip().lower(): hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None
-                }
-                images = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None and hdu.data.size > 1]
-                images = [planes[band] for band in "gri"] if all(band in planes for band in "gri") else images
-                images = [np.asarray(image) for image in images]
+                found = [hdu for hdu in hdus if hdu.is_image and hdu.data is not None and hdu.data.size > 1]
+                planes = {str(hdu.name).strip().lower(): hdu for hdu in found}
+                found = [planes[band] for band in "gri"] if all(band in planes for band in "gri") else found
+                images = [np.asarray(hdu.data) for hdu in found]
+                header = found[0].header if found else None
     except Exception as error:  # astropy raises nearly anything on a damaged file
         raise InputError(f"{name}: not a FITS image or truncated ({' '.join(str(error).split())[:120]})") from error
     if not images:
@@ -151,14 +156,17 @@ def _decode_fits(content: bytes, name: str) -> Bytes:
         cube = np.repeat(images[0][None], 3, axis=0)
     else:
         raise InputError(f"{name}: expected one image (h, w), one cube (3, h, w) or three images, found {shapes}")
-    bands = np.ascontiguousarray(cube, dtype=np.float64)  # FITS is big-endian
+    return np.ascontiguousarray(cube, dtype=np.float64), header  # FITS is big-endian
+
+
+def colour_picture(bands: NDArray[np.float64], name: str) -> Bytes:
+    """The composite of g, r, i in any unit, at most a tenth of it NaN.   (3, h, w) -> (h, w, 3), upside down"""
     good = np.isfinite(bands)
     if good.mean() < 0.9:
         raise InputError(f"{name}: {100 * (1 - good.mean()):.0f} % of the pixels are NaN or infinite")
-    largest = np.abs(bands[good]).max()
     if bands[good].min() == bands[good].max():
         raise InputError(f"{name}: all pixels are equal, there is nothing in this picture")
-    bands /= largest  # whatever the unit: neither 1e-33 nor 1e38 leaves float32
+    bands = bands / np.abs(bands[good]).max()  # whatever the unit: neither 1e-33 nor 1e38 leaves float32
     return lupton(np.where(good, bands, np.median(bands[good])).astype(np.float32))
 
 

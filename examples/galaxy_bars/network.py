@@ -31,7 +31,7 @@ LABELS = ("clean", "votes", "robust", "all")
 MEAN, SPREAD = 0.17, 0.2  # of the brightness of the real training pictures, 0..1
 ZOOM = 0.25  # largest change of the logarithm of the size in training
 SMOOTHING = 0.05  # of hard labels: a few are wrong
-VIEWS = 16  # turned and mirrored views a prediction averages
+VIEWS = 8  # turned and mirrored views a prediction averages
 
 
 def build(network: str, size: int = SIZE) -> nn.Module:
@@ -269,11 +269,6 @@ def feature_maps(model: nn.Module, images: NDArray[np.uint8]) -> list[tuple[str,
                 count[kind] += 1
                 maps.append((f"{kinds[kind]} {count[kind]}", x.numpy().copy()))
     return maps
-
-
-def first_layers(model: nn.Module, images: NDArray[np.uint8], layers: int = 3) -> list[tuple[str, NDArray[np.float32]]]:
-    """The first few of `feature_maps`."""
-    return feature_maps(model, images)[:layers]
 
 
 def fingerprint(galaxies: Galaxies) -> str:
