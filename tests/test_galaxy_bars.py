@@ -20,7 +20,7 @@ Image = pytest.importorskip("PIL.Image")
 fits = pytest.importorskip("astropy.io.fits")
 
 from examples.common import InputError, run_command  # noqa: E402
-from examples.galaxy_bars import data, evaluate, network, simulate  # noqa: E402
+from examples.galaxy_bars import commands, data, evaluate, network, simulate  # noqa: E402
 from examples.galaxy_bars.__main__ import main  # noqa: E402
 
 
@@ -531,13 +531,15 @@ def test_networks(name: str, picture: np.ndarray) -> None:
         assert sum(p.data.size for p in model.parameters()) < 300_000
 
 
-def test_evaluate_writes_tables_and_figures(sample: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_writes_tables_and_figures(
+    sample: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = sample.parent / "evaluation"
     capsys.readouterr()
     assert command("evaluate", "--data", sample, "--weights", weights, "--out", out) == 0
     printed = capsys.readouterr().out
     assert "95.07" in printed and "test part of the simulated galaxies" in printed
-    for name in ("examples", "training", "roc", "precision_recall", "mistakes", "features"):
+    for name in ("examples", "training", "roc", "precision_recall", "calibration", "mistakes", "features", "attention"):
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 200, name
     with open(out / "predictions.csv", newline="") as file:
@@ -549,9 +551,8 @@ def test_evaluate_writes_tables_and_figures(sample: Path, weights: Path, capsys:
     evaluate_to = ("evaluate", "--data", sample, "--weights", weights, "--out")
     assert "--overwrite" in fails(capsys, *evaluate_to, out)
     assert "is a file" in fails(capsys, *evaluate_to, weights, "--overwrite")
-    assert (
-        command("evaluate", "--data", sample, "--weights", weights, "--out", out, "--overwrite", "--part", "all") == 0
-    )
+    monkeypatch.setattr(commands, "evaluate_galaxies", lambda *_: ([], []))
+    assert command(*evaluate_to, out, "--overwrite", "--part", "all") == 0
     assert "trained on" in capsys.readouterr().err
 
 

@@ -246,7 +246,7 @@ def crossvalidation_table(runs: Sequence[tuple[list[object], list[Scores]]]) -> 
 
     runs: (name, split seed, fold, training seed) and scores of each network. Spread: the standard deviation (n - 1).
     """
-    names = [s.name for s in runs[0][1]]
+    names = [s.name for s in runs[0][1] if all(s.name in {other.name for other in scores} for _, scores in runs)]
     found = [[s for s in scores if s.name in names] for _, scores in runs]
     values = np.array([[100 * s.accuracy for s in scores] + [100 * (s.auc or 0) for s in scores] for scores in found])
     rows = [[*about, *(f"{v:.2f}" for v in line)] for (about, _), line in zip(runs, values, strict=True)]
