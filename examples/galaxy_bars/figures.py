@@ -347,7 +347,7 @@ def all_figures(
         made += [
             (
                 occlusion(test, galaxies, of, folder / "occlusion.png"),
-                f"Occlusion test, {of}: true positives lost when a disc hides the bar, or hides as much beside it.",
+                f"Occlusion test, {of}: bars lost when a disc hides them, or as much beside them.",
             ),
             (
                 occlusion_examples(test, galaxies, folder / "occlusion_examples.png"),
