@@ -112,7 +112,7 @@ def galaxies(n: int = 6) -> Galaxies:
 
 def test_occlusion_tells_a_detector_of_bars_from_one_of_something_else() -> None:
     sample = galaxies()
-    seen = occlusion.hide_bars(bright_bar, sample)
+    seen = occlusion.hide_bars(bright_bar, sample, bright_bar(sample.images))
     assert seen.rows.tolist() == [1, 3, 5] and seen.unbarred.shape == (3, 3)
     everything = np.ones(3, bool)
     assert occlusion.flips(seen, everything, 2) == (3, 3, 0)
@@ -123,9 +123,9 @@ def test_occlusion_tells_a_detector_of_bars_from_one_of_something_else() -> None
     rows = {row[0]: row for row in table.rows}
     assert rows["100 %, all"][1] == 3 and rows["100 %, clean"][1] == 2  # one of three has doubtful votes
     assert rows["100 %, all"][2].startswith("100.0 (") and rows["100 %, all"][3].startswith("0.0 (")
-    other = occlusion.hide_bars(sky, sample)
+    other = occlusion.hide_bars(sky, sample, sky(sample.images))
     assert occlusion.flips(other, np.ones(len(other.rows), bool), 2)[1] == 0
-    none = occlusion.hide_bars(lambda images: np.full(len(images), -1.0), sample)
+    none = occlusion.hide_bars(sky, sample, np.full(6, -1.0))
     assert len(none.rows) == 0 and none.unbarred.shape == (3, 3)
 
 
@@ -238,7 +238,7 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
     sample = galaxies(8)
     sample.images = sample.images + np.arange(8, dtype=np.uint8)[:, None, None, None]
     p = np.array([0.1, 0.9, 0.8, 0.7, 0.2, 0.3, 0.4, 0.45])
-    seen = occlusion.hide_bars(bright_bar, sample)
+    seen = occlusion.hide_bars(bright_bar, sample, bright_bar(sample.images))
     meta = {"history": [], "kind": "simulated"}
     results = evaluate.score(sample, p)
     made = figures.all_figures(tmp_path, network.build("resnet"), sample, p, p, seen, "a test", meta, results)

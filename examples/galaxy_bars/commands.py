@@ -131,17 +131,20 @@ def evaluate_galaxies(
     """Score one part of a sample, hide its bars: tables and figures, written to `out` as CSV and PNG."""
     from examples.galaxy_bars import figures  # matplotlib, which prediction does not need
 
-    z = network.log_odds(model, galaxies.images).mean(1)
-    p_bar, calibrated = network.sigmoid(z), network.sigmoid(z / meta["temperature"])
+    def log_odds(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return network.log_odds(model, images).mean(1) / meta["temperature"]
+
+    z = log_odds(galaxies.images)
+    p_bar, uncalibrated = network.sigmoid(z), network.sigmoid(z * meta["temperature"])
     results = scoring.score(galaxies, p_bar)
     if not results:
         raise InputError("evaluation needs barred and unbarred galaxies: one class is missing")
     of = f"{galaxies.kind} galaxies" if part == "all" else f"{part} part of the {galaxies.kind} galaxies"
     if meta["kind"] != galaxies.kind:
         of += f", network trained on {meta['kind']} ones"
-    test = occlusion.hide_bars(lambda images: network.log_odds(model, images, views=8).mean(1), galaxies)
+    test = occlusion.hide_bars(log_odds, galaxies, z)
     tables = scoring.tables(results, of)
-    tables["calibration"] = scoring.calibration_table(galaxies, p_bar, calibrated, meta["temperature"], of)
+    tables["calibration"] = scoring.calibration_table(galaxies, uncalibrated, p_bar, meta["temperature"], of)
     experts = scoring.experts_table(galaxies, p_bar, of)
     tables |= {"experts": experts} if experts else {}
     if len(test.rows):
@@ -149,8 +152,10 @@ def evaluate_galaxies(
         if test.unbarred.size:
             tables["occlusion_unbarred"] = scoring.unbarred_table(test, of)
     scoring.write_tables(out, tables, overwrite)
-    write_predictions(out / "predictions.csv", galaxies.files, p_bar, overwrite, labels=galaxies.labels)
-    pictures = figures.all_figures(out, model, galaxies, p_bar, calibrated, test, of, meta, results)
+    calls = [[f"{p:.4f}", CLASSES[int(p >= scoring.THRESHOLD)]] for p in p_bar]
+    rows = [[f, *call, CLASSES[y]] for f, call, y in zip(galaxies.files, calls, galaxies.labels, strict=True)]
+    write_csv(out / "predictions.csv", ["file", "p_bar", "label", "true_label"], rows, overwrite)
+    pictures = figures.all_figures(out, model, galaxies, p_bar, uncalibrated, test, of, meta, results)
     return list(tables.values()), pictures
 
 
@@ -168,7 +173,7 @@ def crossvalidate(options: argparse.Namespace) -> int:
         if network.fingerprint(galaxies[parts["train"]]) != meta["trained_on"]:
             raise InputError(f"{path} was trained on other galaxies than those of the data's split: nothing to compare")
         part = galaxies[parts["test"]]
-        p = network.probabilities(model, part.images)
+        p = network.probabilities(model, part.images, temperature=meta["temperature"])
         about = [path.stem, meta["split"]["seed"], meta["split"]["fold"], meta["recipe"]["seed"]]
         runs.append((about, scoring.score(part, p)))
         tested.append(parts["test"])
@@ -185,23 +190,6 @@ def crossvalidate(options: argparse.Namespace) -> int:
     scoring.write_tables(options.out, tables, options.overwrite)
     print("\n\n".join(table.text() for table in tables.values()))
     return 0
-
-
-def write_predictions(
-    path: Path,
-    files: list[str],
-    p_bar: NDArray[np.float64],
-    overwrite: bool,
-    threshold: float = scoring.THRESHOLD,
-    labels: NDArray[np.int64] | None = None,
-) -> None:
-    """Write the CSV of file, p_bar, label, and the true label where it is known."""
-    rows = [[name, f"{p:.4f}", CLASSES[int(p >= threshold)]] for name, p in zip(files, p_bar, strict=True)]
-    header = ["file", "p_bar", "label"]
-    if labels is not None:
-        header.append("true_label")
-        rows = [[*row, CLASSES[label]] for row, label in zip(rows, labels, strict=True)]
-    write_csv(path, header, rows, overwrite)
 
 
 def select(options: argparse.Namespace) -> int:

@@ -151,12 +151,12 @@ def log_loss(labels: NDArray[np.int64], p_bar: Floats) -> float:
     return float(-np.log(np.clip(np.where(labels == 1, p_bar, 1 - p_bar), 1e-12, 1)).mean())
 
 
-def calibration_table(galaxies: Galaxies, p_bar: Floats, calibrated: Floats, temperature: float, of: str) -> Table:
+def calibration_table(galaxies: Galaxies, before: Floats, after: Floats, temperature: float, of: str) -> Table:
     """Calibration error and log loss of every sample before and after the division by the temperature."""
     rows = []
     for name, mask in subsets(galaxies).items():
         measures = [
-            [f"{measure(galaxies.labels[mask], p[mask]):.4f}" for p in (p_bar, calibrated)]
+            [f"{measure(galaxies.labels[mask], p[mask]):.4f}" for p in (before, after)]
             for measure in (calibration_error, log_loss)
         ]
         if mask.any():

@@ -97,12 +97,12 @@ def curves(galaxies: Galaxies, p_bar: NDArray[np.floating], of: str, folder: Pat
 
 
 def calibration(
-    galaxies: Galaxies, p_bar: NDArray[np.floating], calibrated: NDArray[np.floating], of: str, path: Path
+    galaxies: Galaxies, before: NDArray[np.floating], after: NDArray[np.floating], of: str, path: Path
 ) -> Path:
     """Reliability curves before and after temperature scaling, of all and of clean galaxies; how p(bar) spreads."""
     figure = new_figure(8.6, 5.4)
     axes = figure.subplots(2, 2, sharex=True, height_ratios=[3, 1])
-    for column, (p, title) in enumerate(((p_bar, "before"), (calibrated, "after temperature scaling"))):
+    for column, (p, title) in enumerate(((before, "before"), (after, "after temperature scaling"))):
         curve, bars = axes[:, column]
         curve.plot([0, 1], [0, 1], color="0.6", lw=1)
         for name, shift in (("all", -0.004), ("clean", 0.004)):
@@ -177,6 +177,9 @@ def feature_maps(
         shown = maps[:, chosen]
         low, high = shown.min((0, 2, 3)), shown.max((0, 2, 3))
         grey = (shown - low[:, None, None]) / np.maximum(high - low, 1e-9)[:, None, None]
+        shape = f"{grey.shape[2]} x {grey.shape[3]}"
+        enlarged = max(1, 32 // grey.shape[3])  # so that all gaps look alike
+        grey = grey.repeat(enlarged, 2).repeat(enlarged, 3)
         h, w = grey.shape[2:]
         gap = max(1, w // 16)
         for column in range(len(rows)):
@@ -186,7 +189,7 @@ def feature_maps(
                 sheet[top : top + h, left : left + w] = picture
             axis = figure.add_subplot(grid[j + 1, column])
             axis.imshow(sheet, cmap="viridis", interpolation="nearest", vmin=0, vmax=1)
-            axis.set_title(f"{name}: {len(chosen)} of {maps.shape[1]} maps, {h} x {w}", fontsize=9, pad=3)
+            axis.set_title(f"{name}: {len(chosen)} of {maps.shape[1]} maps, {shape}", fontsize=9, pad=3)
             axis.axis("off")
     return save(figure, path)
 
@@ -306,7 +309,7 @@ def all_figures(
     model: Any,
     galaxies: Galaxies,
     p_bar: NDArray[np.floating],
-    calibrated: NDArray[np.floating],
+    uncalibrated: NDArray[np.floating],
     test: Occlusion,
     of: str,
     meta: dict[str, Any],
@@ -331,7 +334,7 @@ def all_figures(
         (roc, f"ROC of 'barred', {of}; the star is the talk's result on its own sample."),
         (pr, f"Precision against recall, {of}; it depends on the share of bars."),
         (
-            calibration(galaxies, p_bar, calibrated, of, folder / "calibration.png"),
+            calibration(galaxies, uncalibrated, p_bar, of, folder / "calibration.png"),
             f"Share of barred galaxies against p(bar), {of}; on the line, probabilities mean what they say.",
         ),
         (

@@ -140,9 +140,11 @@ class Occlusion:
     log_odds: LogOdds
 
 
-def hide_bars(log_odds: LogOdds, galaxies: Galaxies, seed: int = 0) -> Occlusion:
-    """Hide the bar of every true positive, as much beside it, and as much of the centre of every true negative."""
-    before = log_odds(galaxies.images)
+def hide_bars(log_odds: LogOdds, galaxies: Galaxies, before: NDArray[np.float64], seed: int = 0) -> Occlusion:
+    """Hide the bar of every true positive, as much beside it, and as much of the centre of every true negative.
+
+    `before` are the galaxies' log odds (n,); `seed` deals the bars' lengths to the true negatives.
+    """
     rows = np.flatnonzero((galaxies.labels == 1) & (before >= 0))
     none = galaxies.images[(galaxies.labels == 0) & (before < 0)]
     images = galaxies.images[rows]
