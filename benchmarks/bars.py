@@ -2,7 +2,7 @@
 
 Both run the weights that ship with examples/galaxy_bars on the same simulated pictures, 8 views of each, from bytes to
 the log odds of a bar. Their answers are compared first: where they differ, nothing is timed. They take turns; a number
-is the median of the turns, ± half of their quartiles' distance. `galaxy_bars predict` prints its own rate, with reading.
+is the median of the turns, ± half of their quartiles' distance. `galaxy_bars predict` prints its own rate.
 """
 
 from __future__ import annotations

@@ -637,6 +637,30 @@ def test_interrupted_training_resumes_with_the_same_bits(
     assert "--overwrite" in fails(capsys, *train, "--epochs", 2)
 
 
+def test_the_shipped_weights_are_small_and_tell_their_origin(sample: Path, tmp_path: Path) -> None:
+    from examples.galaxy_bars.predict import WEIGHTS
+
+    assert WEIGHTS.stat().st_size < 3_000_000
+    model, meta = network.load(WEIGHTS)
+    assert sum(p.data.size for p in model.parameters()) < 300_000 and 0.1 < meta["temperature"] < 10
+    assert (meta["kind"], meta["split"]) == ("real", {"seed": 0, "folds": 5, "fold": 0})
+    assert meta["recipe"] == vars(network.Recipe())  # the defaults of train made them
+    assert command("predict", sample / "barred", "--views", 1, "--out", tmp_path / "bars.csv") == 0
+
+
+@pytest.mark.data
+def test_the_shipped_weights_know_the_real_validation_part(real_data: Callable[[str], Path]) -> None:
+    from examples.galaxy_bars.predict import WEIGHTS
+
+    galaxies = data.read_sample(real_data("galaxies"))
+    model, meta = network.load(WEIGHTS)
+    parts = data.split(galaxies, **meta["split"])
+    assert network.fingerprint(galaxies[parts["train"]]) == meta["trained_on"]
+    held = galaxies[parts["validation"]]
+    scores = {s.name: s for s in evaluate.score(held, network.probabilities(model, held.images, views=1))}
+    assert scores["clean"].accuracy > 0.97 and scores["clean"].auc > 0.995 and scores["all"].accuracy > 0.85
+
+
 @pytest.mark.data
 def test_real_galaxies_are_learned_above_chance(real_data: Callable[[str], Path]) -> None:
     galaxies = data.read_sample(real_data("galaxies"))

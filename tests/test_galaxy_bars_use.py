@@ -379,7 +379,7 @@ def test_catalogue_is_joined_by_objid(
     files = [folder / f"{n}.jpeg" for n in (1000, 1001, 1002)]
     options = ("predict", *files, "--weights", weights, "--catalogue", table, "--views", 1, "--out")
     assert command(*options, tmp_path / "p.csv") == 0
-    assert "2 of them in the catalogue, which has 1 galaxies without a picture" in capsys.readouterr().out
+    assert "2 of them in the catalogue, which has 1 galaxies without a readable picture" in capsys.readouterr().out
     joined = rows(tmp_path / "p.csv")
     assert [row["objid"] for row in joined] == ["1000", "1001", "1002"]
     assert [row["catalogue_label"] for row in joined] == ["SA", "", "SB"]

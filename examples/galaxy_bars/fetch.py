@@ -15,9 +15,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from examples.common import InputError
@@ -42,7 +43,7 @@ class Service:
     tries: int = 5
     timeout: float = 30.0
     sleep: Callable[[float], None] = time.sleep
-    _next: float = 0.0
+    _next: float = field(default=0.0, init=False)  # when the next request may go out
 
     def get(self, url: str) -> bytes:
         """One answer of the service; InputError after the last try, or at once if trying again cannot help."""
@@ -137,11 +138,11 @@ def _wanted(catalogue: Catalogue, service: str, radii: float | None, size: int) 
     if radii is not None and "radius" not in catalogue.columns:
         raise InputError("--radii needs the column deVRad_r in the catalogue")
     ra, dec = catalogue.numbers("ra"), catalogue.numbers("dec")
+    fields = np.full(len(ra), FIELD) if radii is None else radii * catalogue.numbers("radius")
     for k, objid in enumerate(catalogue.text("objid")):
-        field = FIELD if radii is None else radii * catalogue.numbers("radius")[k]
-        if not (0 <= ra[k] <= 360 and -90 <= dec[k] <= 90 and 0 < field < 3600):
-            raise InputError(f"{objid}: ra {ra[k]:g}, dec {dec[k]:g}, field {field:g} arcsec: no place on the sky")
-        place = {"ra": f"{ra[k]:.6f}", "dec": f"{dec[k]:.6f}", "scale": f"{field / size:.5f}"}
+        if not (0 <= ra[k] <= 360 and -90 <= dec[k] <= 90 and 0 < fields[k] < 3600):
+            raise InputError(f"{objid}: ra {ra[k]:g}, dec {dec[k]:g}, field {fields[k]:g} arcsec: no place on the sky")
+        place = {"ra": f"{ra[k]:.6f}", "dec": f"{dec[k]:.6f}", "scale": f"{fields[k] / size:.5f}"}
         query = urllib.parse.urlencode({**place, "width": size, "height": size})
         yield {
             "file": f"{objid}.jpeg",

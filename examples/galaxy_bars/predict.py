@@ -108,7 +108,7 @@ def predict(
     if catalogue is not None:
         known = set(catalogue.text("objid"))
         inside = sum(objid in known for objid in table["objid"])
-        print(f"{inside} of them in the catalogue, which has {len(known) - inside} galaxies without a picture")
+        print(f"{inside} of them in the catalogue, which has {len(known) - inside} galaxies without a readable picture")
     return failures
 
 
