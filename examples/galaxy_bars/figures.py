@@ -29,6 +29,11 @@ COLOURS = {"all": BLUE, "clean": GREEN, "fair": RED, "fair and clean": PURPLE}
 LINES = {"all": "-", "clean": "--", "fair": "-.", "fair and clean": ":"}
 
 
+def shown(p: float) -> str:
+    """A probability to three decimals, or as a power of ten where that is 0."""
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
 def mosaic(images: NDArray[np.uint8], columns: int, gap: int = 2, scale: int = 2) -> NDArray[np.uint8]:
     """Lay pictures (n, h, w, 3) in rows on white, each pixel enlarged `scale` times."""
     n, height, width, _ = images.shape
@@ -138,18 +143,18 @@ def mistakes(galaxies: Galaxies, p_bar: NDArray[np.floating], of: str, path: Pat
     for title, label, rank, mask in groups:
         wrong = np.flatnonzero((galaxies.labels == label) & (called != label) & mask)
         worst.append((f"{title}: {len(wrong)}", wrong[np.argsort(rank[wrong], kind="stable")][: 2 * columns]))
-    rows = [max(1, -(-len(shown) // columns)) for _, shown in worst]
+    rows = [max(1, -(-len(picked) // columns)) for _, picked in worst]
     figure = new_figure(9.6, 0.5 + 0.4 * len(rows) + 1.1 * sum(rows))
     figure.suptitle(f"Mistakes, the surest first, with p(bar); {of}", fontsize=11)
     parts = np.atleast_1d(figure.subfigures(len(rows), 1, height_ratios=[height + 0.35 for height in rows]))
-    for part, height, (title, shown) in zip(parts, rows, worst, strict=True):
+    for part, height, (title, picked) in zip(parts, rows, worst, strict=True):
         part.suptitle(title, fontsize=10)
         axes = part.subplots(height, columns, squeeze=False)
         for k, axis in enumerate(axes.flat):
             axis.axis("off")
-            if k < len(shown):
-                axis.imshow(galaxies.images[shown[k]])
-                axis.set_title(f"{p_bar[shown[k]]:.3f}", fontsize=8, pad=2)
+            if k < len(picked):
+                axis.imshow(galaxies.images[picked[k]])
+                axis.set_title(shown(p_bar[picked[k]]), fontsize=8, pad=2)
     return save(figure, path)
 
 
@@ -170,13 +175,13 @@ def feature_maps(
     for column, row in enumerate(rows):
         axis = figure.add_subplot(grid[0, column])
         axis.imshow(galaxies.images[row])
-        axis.set_title(f"{CLASSES[galaxies.labels[row]]} ({galaxies.kind}), p(bar) {p_bar[row]:.3f}", fontsize=10)
+        axis.set_title(f"{CLASSES[galaxies.labels[row]]} ({galaxies.kind}), p(bar) {shown(p_bar[row])}", fontsize=10)
         axis.axis("off")
     for j, (name, maps) in enumerate(layers):
         chosen = np.argsort(-maps.std((2, 3)).mean(0), kind="stable")[: 2 * columns]
-        shown = maps[:, chosen]
-        low, high = shown.min((0, 2, 3)), shown.max((0, 2, 3))
-        grey = (shown - low[:, None, None]) / np.maximum(high - low, 1e-9)[:, None, None]
+        picked = maps[:, chosen]
+        low, high = picked.min((0, 2, 3)), picked.max((0, 2, 3))
+        grey = (picked - low[:, None, None]) / np.maximum(high - low, 1e-9)[:, None, None]
         shape = f"{grey.shape[2]} x {grey.shape[3]}"
         enlarged = max(1, 32 // grey.shape[3])  # so that all gaps look alike
         grey = grey.repeat(enlarged, 2).repeat(enlarged, 3)
@@ -240,7 +245,8 @@ def occlusion(test: Occlusion, galaxies: Galaxies, of: str, path: Path) -> Path:
 
 def occlusion_examples(test: Occlusion, galaxies: Galaxies, path: Path, rows: int = 4) -> Path:
     """Some true positives with the discs of the test, on the bar and beside it, and what p(bar) becomes."""
-    some = np.argsort(test.before, kind="stable")[np.linspace(0, len(test.rows) - 1, rows + 2).astype(int)[1:-1]]
+    ranks = np.unique(np.linspace(0, len(test.rows) - 1, rows + 2).astype(int)[1:-1])
+    some = np.argsort(test.before, kind="stable")[ranks]
     figure = new_figure(9.6, 0.5 + 1.55 * len(some))
     axes = figure.subplots(len(some), 1 + 2 * len(COVERS), squeeze=False)
     for line, k in zip(axes, some, strict=True):
@@ -258,11 +264,11 @@ def occlusion_examples(test: Occlusion, galaxies: Galaxies, path: Path, rows: in
             panels.insert(1 + j, (test.on[j][k], f"{100 * part:.0f} % on"))
             panels.append((test.off[j][k], f"{100 * part:.0f} % beside"))
         for axis, (z, what) in zip(line, panels, strict=True):
-            p = network.sigmoid(z)
             axis.set_xlim(-0.5, len(image) - 0.5)
             axis.set_ylim(len(image) - 0.5, -0.5)
             axis.axis("off")
-            axis.set_title(f"{what}\np(bar) {p:.2f}", fontsize=8, pad=2, color=RED if z < 0 else "k")
+            p, colour = shown(network.sigmoid(z)), RED if z < 0 else "k"
+            axis.set_title(f"{what}\np(bar) {p}", fontsize=8, pad=2, color=colour)
     figure.suptitle(f"Occlusion test, {galaxies.kind} galaxies; red: no longer called barred", fontsize=10)
     return save(figure, path)
 
@@ -297,7 +303,7 @@ def attention(
         figure.colorbar(drawn, ax=line[1], fraction=0.046)
         line[2].imshow(slope, cmap="magma", **options)
         line[3].imshow(cam, cmap="magma", **options)
-        line[0].set_title(f"{what}\np(bar) {p_bar[row]:.3f}", fontsize=9)
+        line[0].set_title(f"{what}\np(bar) {shown(p_bar[row])}", fontsize=9)
         for axis, title in zip(line[1:], ("fall of log odds\nif hidden here", "gradient", "grad-CAM"), strict=True):
             axis.set_title(title if axis is line[1] else f"{title}\n", fontsize=9)
     figure.suptitle(f"What the answer depends on, {of}", fontsize=10)
