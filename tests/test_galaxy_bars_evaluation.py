@@ -82,14 +82,17 @@ def test_disc_beside_misses_the_bar() -> None:
     for x, degrees in ((31.5, 0), (25.0, 40), (40.0, 110)):
         bar = occlusion.Bar(x, 31.5, 12.0, 4.0, np.radians(degrees))
         for radius in (3.0, 12.0):
-            cx, cy, inside = occlusion.beside(bar, radius, 64)
+            cx, cy, whole = occlusion.beside(bar, radius, 64)
             along = (cx - bar.x) * np.cos(bar.angle) + (cy - bar.y) * np.sin(bar.angle)
             away = -(cx - bar.x) * np.sin(bar.angle) + (cy - bar.y) * np.cos(bar.angle)
             assert abs(along) < 1e-9 and abs(abs(away) - radius - 4) < 1e-9
-            area = (occlusion.distances(64, cx, cy) <= radius).sum() / (np.pi * radius**2)
-            assert abs(inside - min(area, 1)) < 0.1
+            rows, columns = np.mgrid[-64:128, -64:128]
+            pixels = (np.hypot(columns - cx, rows - cy) <= radius).sum()
+            kept = (occlusion.distances(64, cx, cy) <= radius).sum()
+            assert kept == pixels if whole else kept <= pixels
     low = occlusion.Bar(31.5, 44.0, 16.0, 4.0, 0.0)  # only above it is there room
-    assert occlusion.beside(low, 16.0, 64)[1] < 44
+    assert occlusion.beside(low, 16.0, 64)[1:] == (pytest.approx(24), True)
+    assert not occlusion.beside(low, 30.0, 64)[2]
 
 
 def bright_bar(images: np.ndarray) -> np.ndarray:

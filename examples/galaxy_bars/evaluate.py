@@ -205,11 +205,11 @@ def occlusion_table(test: Occlusion, galaxies: Galaxies, of: str) -> Table:
     rows = []
     for k, cover in enumerate(COVERS):
         masks = {name: mask for name, mask in samples.items() if not name.startswith("fair")}
-        masks |= {f"{name}, control whole": mask & (test.inside[k] >= 0.95) for name, mask in masks.items()}
+        masks |= {f"{name}, control whole": mask & test.whole[k] for name, mask in masks.items()}
         for name, mask in masks.items():
             n, on, off = flips(test, mask, k)
             if n:
-                least = max(wilson(on, n)[0], 0) / wilson(off, n)[1]
+                least = wilson(on, n)[0] / wilson(off, n)[1]
                 ratio = f"{on / off:.1f}" if off else "-"
                 cells = [with_interval(on, n), with_interval(off, n), ratio, f"{least:.1f}"]
                 rows.append([f"{100 * cover:.0f} %, {name}", n, *cells])
@@ -218,7 +218,7 @@ def occlusion_table(test: Occlusion, galaxies: Galaxies, of: str) -> Table:
         ["hidden of the bar, sample", "N", "disc on the bar %", "same disc beside it %", "ratio", "at least"],
         rows,
         "Percentages with 68 % intervals (Wilson); at least: lower limit of the one over upper limit of the other. "
-        "Control whole: at least 95 % of the disc beside the bar lies in the picture. Bars measured on the picture, "
+        "Control whole: the picture holds all of the disc beside the bar. Bars measured on the picture, "
         "discs filled with the harmonic function of the colours around them.",
     )
 

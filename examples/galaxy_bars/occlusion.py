@@ -69,14 +69,14 @@ def isophotes(image: Bytes) -> list[Bar]:
     size = len(image)
     grey = ndimage.gaussian_filter(image.mean(-1), 0.7 * size / SIZE)
     rows, columns = np.indices(grey.shape)
-    middle = (slice(size // 2 - 2, size // 2 + 2),) * 2
+    middle = np.abs(np.stack([rows, columns]) - (size - 1) / 2).max(0) < 2
+    peak = np.unravel_index(np.argmax(np.where(middle, grey, -1)), grey.shape)
     sky = np.percentile(grey, 5)
     found = []
-    for level in sky + LEVELS * max(grey[middle].max() - sky, 1):
+    for level in sky + LEVELS * max(grey[peak] - sky, 1):
         regions, _ = ndimage.label(grey >= level)
-        number = regions[middle].max()
-        region = ndimage.binary_fill_holes(regions == number)
-        if number == 0 or region.sum() < 12 * (size / SIZE) ** 2:
+        region = ndimage.binary_fill_holes(regions == regions[peak])
+        if not regions[peak] or region.sum() < 12 * (size / SIZE) ** 2:
             continue
         if region[[0, -1]].any() or region[:, [0, -1]].any():
             break
@@ -98,10 +98,13 @@ def cover(image: Bytes, x: float, y: float, radius: float) -> Bytes:
     inside, ring = distance <= radius, (distance > radius) & (distance <= radius + len(image) / 40)
     if not ring.any():  # the disc covers the picture
         ring = distance >= distance.max()
-    a, b = np.argwhere(inside), np.argwhere(ring)
-    weights = 1 / np.maximum(((a[:, None] - b) ** 2).sum(-1), 1)
+    rim_rows, rim_columns = np.nonzero(ring)
     hidden = image.copy()
-    hidden[inside] = weights @ image[ring] / weights.sum(1, keepdims=True)
+    for row in np.flatnonzero(inside.any(1)):
+        columns = np.flatnonzero(inside[row])
+        squares = (rim_rows - row) ** 2 + (rim_columns - columns[:, None]) ** 2
+        weights = 1 / np.maximum(squares, 1)
+        hidden[row, columns] = np.rint(weights @ image[ring] / weights.sum(1, keepdims=True))
     return hidden
 
 
@@ -111,19 +114,19 @@ def distances(size: int, x: float, y: float) -> NDArray[np.float64]:
     return np.hypot(columns - x, rows - y)
 
 
-def beside(bar: Bar, radius: float, size: int) -> tuple[float, float, float]:
-    """Centre of the same disc off the bar, and how much of its area lies in the picture.
+def beside(bar: Bar, radius: float, size: int) -> tuple[float, float, bool]:
+    """Centre (x, y) of the same disc off the bar, and whether the picture holds all of it.
 
-    On the bar's short axis, just clear of the bar; of the two sides, the one where more of it is in the picture.
+    On the bar's short axis, just clear of the bar; of the two sides, the one with more room.
     """
     away = radius + bar.width
-    area = (distances(4 * size, 2 * size, 2 * size) <= radius).sum()
     sides = []
     for sign in (1, -1):
         x, y = bar.x - sign * away * np.sin(bar.angle), bar.y + sign * away * np.cos(bar.angle)
-        sides.append((min(1.0, (distances(size, x, y) <= radius).sum() / max(area, 1)), x, y))
-    inside, x, y = max(sides)
-    return x, y, inside
+        room = min(x, y, size - 1 - x, size - 1 - y) + 0.5  # to the nearest edge of the picture
+        sides.append((room, x, y))
+    room, x, y = max(sides)
+    return x, y, room >= radius
 
 
 @dataclass
@@ -135,7 +138,7 @@ class Occlusion:
     before: NDArray[np.float64]
     on: NDArray[np.float64]
     off: NDArray[np.float64]
-    inside: NDArray[np.float64]  # share of the disc beside the bar that lies in the picture (3, n)
+    whole: NDArray[np.bool_]  # whether the picture holds all of the disc beside the bar (3, n)
     unbarred: NDArray[np.float64]  # with a disc on the centre, as large as for some bar
     log_odds: LogOdds
 
@@ -149,20 +152,20 @@ def hide_bars(log_odds: LogOdds, galaxies: Galaxies, before: NDArray[np.float64]
     none = galaxies.images[(galaxies.labels == 0) & (before < 0)]
     images = galaxies.images[rows]
     bars = [measure_bar(image) for image in images]
-    on, off, inside = (np.zeros((len(COVERS), len(rows))) for _ in range(3))
+    on, off, whole = (np.zeros((len(COVERS), len(rows)), dtype) for dtype in (float, float, bool))
     unbarred = np.zeros((len(COVERS), len(none)))
     sizes = np.random.default_rng(seed).choice([bar.length for bar in bars], len(none)) if bars else []
     centre = (images.shape[1] - 1) / 2
     for k, share in enumerate(COVERS if len(rows) else ()):
         places = [beside(bar, share * bar.length, images.shape[1]) for bar in bars]
         radii = [share * bar.length for bar in bars]
-        inside[k] = [place[2] for place in places]
+        whole[k] = [place[2] for place in places]
         on[k] = log_odds(np.stack([cover(i, b.x, b.y, r) for i, b, r in zip(images, bars, radii, strict=True)]))
         off[k] = log_odds(np.stack([cover(i, x, y, r) for i, (x, y, _), r in zip(images, places, radii, strict=True)]))
         if len(none):
             discs = [cover(i, centre, centre, share * r) for i, r in zip(none, sizes, strict=True)]
             unbarred[k] = log_odds(np.stack(discs))
-    return Occlusion(rows, bars, before[rows], on, off, inside, unbarred, log_odds)
+    return Occlusion(rows, bars, before[rows], on, off, whole, unbarred, log_odds)
 
 
 def occlusion_map(log_odds: LogOdds, image: Bytes, radius: float = 1 / 12, steps: int = 12) -> NDArray[np.float64]:
@@ -177,13 +180,13 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     """The 68 % interval of a share, count of n: those shares p with |count/n - p| <= √(p·(1 - p)/n).  Wilson 1927"""
     share = count / n
     middle, half = share + 0.5 / n, np.sqrt(share * (1 - share) / n + 0.25 / n**2)
-    return float((middle - half) / (1 + 1 / n)), float((middle + half) / (1 + 1 / n))
+    return max(0.0, float((middle - half) / (1 + 1 / n))), min(1.0, float((middle + half) / (1 + 1 / n)))
 
 
 def with_interval(count: int, n: int) -> str:
     """A share in per cent with its 68 % interval."""
     low, high = wilson(count, n)
-    return f"{100 * count / n:.1f} ({100 * max(low, 0):.1f}-{100 * high:.1f})"
+    return f"{100 * count / n:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def flips(test: Occlusion, chosen: Sequence[bool] | NDArray[np.bool_], cover_index: int) -> tuple[int, int, int]:
