@@ -357,6 +357,7 @@ def test_interrupted_prediction_goes_on_to_the_same_table(
     assert len(calls) == 3 + 4 and out.read_bytes() == whole.read_bytes()
     assert not running.exists()
     assert command(*options, "--out", tmp_path / "new.csv", "--resume") == 2  # nothing to resume
+    assert command(*options, "--out", tmp_path / "new.fits.gz") == 2
 
 
 def test_predictions_are_calibrated_with_a_spread(weights: Path, folder: Path, tmp_path: Path) -> None:
