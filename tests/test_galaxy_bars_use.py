@@ -53,7 +53,7 @@ objid,ra,dec,deVRad_r,petroMag_r,z,petroR50_r,t02_edgeon_a04_yes_debiased,t03_ba
 1237648720693755922,184.0,5.0,4.0,16.0,0.05,7.0,0.9,0.0,30
 1237648720693755923,185.0,6.0,4.0,16.0,0.05,7.0,0.1,1.0,2
 1237648720693755924,186.0,7.0,4.0,16.0,,7.0,0.1,0.0,30
-1237648720693755925,187.0,8.0,3.0,17.4,0.20,30.0,0.285,0.0,10
+1237648720693755925,187.0,8.0,3.0,17.4,0.20,30.0,0.285,0.0,20
 1237648720693755926,188.0,9.0,3.0,17.0,0.10,9.0,0.2,0.5,40
 """
 
@@ -357,6 +357,7 @@ def test_interrupted_prediction_goes_on_to_the_same_table(
     assert len(calls) == 3 + 4 and out.read_bytes() == whole.read_bytes()
     assert not running.exists()
     assert command(*options, "--out", tmp_path / "new.csv", "--resume") == 2  # nothing to resume
+    assert command(*options, "--out", tmp_path / "new.fits.gz") == 2
 
 
 def test_predictions_are_calibrated_with_a_spread(weights: Path, folder: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Cuts:
     half_light_from: float = 5.0
     half_light_to: float = 30.0
     edge_on_to: float = 0.285
-    votes_from: float = 10.0
+    votes_from: float = 20.0
     barred_from: float = 0.8
     unbarred_to: float = 0.0
 

@@ -51,6 +51,8 @@ def predict(
     picture can be read, or if `resume` finds a run with other weights or options.
     """
     check_file(out, overwrite)
+    if out.suffix.lower() not in ("", ".csv", ".fits"):
+        raise InputError(f"--out {out}: the table is CSV or, with the ending .fits, FITS")
     model, meta = network.load(weights)
     paths = list(dict.fromkeys(paths))
     running = out.with_name(out.name + ".running.csv")
