@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("PIL")
 
 from examples.common import run_command
-from examples.galaxy_bars import evaluate, figures, network, occlusion, saliency, simulate
-from examples.galaxy_bars.__main__ import main
+from examples.galaxy_bars import data, evaluate, figures, network, occlusion, saliency, simulate
+from examples.galaxy_bars.__main__ import WEIGHTS, main
 from examples.galaxy_bars.data import Galaxies
 from minidl import Tensor, nn
 
@@ -145,6 +146,21 @@ def test_wilson_interval() -> None:
     for count, n in ((3, 40), (39, 40), (40, 40), (7, 9)):
         for p in occlusion.wilson(count, n):
             assert abs(count / n - p) == pytest.approx(np.sqrt(p * (1 - p) / n), abs=1e-12)
+
+
+@pytest.mark.data
+def test_the_shipped_weights_look_at_the_bar(real_data: Callable[[str], Path]) -> None:
+    model, meta = network.load(WEIGHTS)
+    sample = data.read_sample(real_data("galaxies"))
+    rows = data.split(sample, **meta["split"])["validation"]
+    some = sample[rows[sample.labels[rows] == 1][:120]]
+
+    def log_odds(images: np.ndarray) -> np.ndarray:
+        return network.log_odds(model, images, views=1)[:, 0]
+
+    seen = occlusion.hide_bars(log_odds, some, log_odds(some.images))
+    n, on, off = occlusion.flips(seen, np.ones(len(seen.rows), bool), 2)
+    assert n > 60 and on >= max(3 * off, 0.2 * n)
 
 
 # Saliency
