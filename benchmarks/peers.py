@@ -65,6 +65,41 @@ def _double(a: int, b: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+class Residual(nn.Module):
+    """minidl.models.Residual."""
+
+    def __init__(self, a: int, b: int, stride: int = 1) -> None:
+        super().__init__()
+        self.change = nn.Sequential(
+            nn.Conv2d(a, b, 3, stride, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(),
+            nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b),
+        )  # fmt: skip
+        pool = [nn.AvgPool2d(stride)] if stride > 1 else []
+        project = [nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b)] if stride > 1 or a != b else []
+        self.shortcut = nn.Sequential(*pool, *project)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.shortcut(x) + self.change(x))
+
+
+class ResNet(nn.Module):
+    """minidl.models.ResNet with one block of each width."""
+
+    def __init__(self, classes: int = 2, widths: Sequence[int] = (24, 48, 96)) -> None:
+        super().__init__()
+        first = widths[0]
+        self.features = nn.Sequential(
+            nn.Conv2d(3, first, 5, 2, padding=2, bias=False), nn.BatchNorm2d(first), nn.ReLU(),
+            Residual(first, first), *(Residual(a, b, 2) for a, b in pairwise(widths)),
+        )  # fmt: skip
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * widths[-1], classes)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x))
+
+
 class TanhNetwork(nn.Module):
     """minidl.models.TanhNetwork."""
 

@@ -135,3 +135,16 @@ def test_the_layers_are_those_of_the_networks() -> None:
     autoencoder = rows.record(rows.WORKLOADS[-1])[0]
     assert [layer.case.w for layer in autoencoder] == [(16, 1, 1, 7), (32, 16, 1, 7), (32, 16, 1, 7), (16, 1, 1, 7)]
     assert [layer.transposed for layer in autoencoder] == [False, False, True, True]
+
+
+def test_the_bar_networks_twin_gives_the_same_scores() -> None:
+    torch, _ = pytest.importorskip("torch"), pytest.importorskip("scipy")
+    from benchmarks import bars
+    from examples.galaxy_bars import network
+
+    model = network.build("resnet")
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    expected = network.log_odds(model, images, 8)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = bars.torch_log_odds(bars.twin(model, layout), images, layout, batch=2)
+        assert np.abs(found - expected).max() < 1e-4 < np.ptp(expected)

@@ -234,6 +234,8 @@ def test_one_seed_one_network_and_torchs_bounds() -> None:
         (lambda: models.ConvAutoencoder(581), "divisible"),
         (lambda: models.AlexNet(image_size=8), "kernel"),
         (lambda: models.AlexNet(image_size=150, width=0.05, hidden=4, weights="zero"), "kaiming"),
+        (lambda: models.ResNet(widths=()), "width"),
+        (lambda: models.ResNet(blocks=0), "blocks"),
         (lambda: models.UNet(depth=-1), "depth"),
         (lambda: models.UNet(depth=2.5), "depth"),
         (lambda: nn.Linear(1, 1).load_state_dict({"weight": np.ones((1, 1)), "bias": np.array(["a"])}), "no real"),
@@ -322,6 +324,25 @@ def test_autoencoder(kind: str) -> None:
     F.cross_entropy(head(x), np.arange(5)).backward()
     assert head(x).shape == (5, 7) and next(model.encoder.parameters()).grad.any()
     assert next(model.decoder.parameters()).grad is None
+
+
+def test_residual_block_is_its_formula() -> None:
+    block, x = models.Residual(4, 6, stride=2, rng=np.random.default_rng(0)).eval(), image(2, 4, 8, 8)
+    assert np.array_equal(block(x).data, np.maximum(block.shortcut(x).data + block.change(x).data, 0))
+    mean = x.data.reshape(2, 4, 4, 2, 4, 2).mean((3, 5))
+    carried = np.einsum("nchw,oc->nohw", mean, block.shortcut[1].weight.data[..., 0, 0])
+    assert np.allclose(block.shortcut(x).data, carried / np.sqrt(1 + 1e-5), atol=1e-5)
+    same = models.Residual(4, 4, rng=np.random.default_rng(0))
+    same.change[4].weight.data[...] = 0  # a block that has learnt nothing passes its input on
+    assert np.array_equal(same(x).data, np.maximum(x.data, 0)) and len(same.shortcut) == 0
+
+
+def test_resnet() -> None:
+    model = models.ResNet(3, 2, (4, 6, 8), blocks=2, rng=np.random.default_rng(0))
+    assert model.features(image(2, 3, 64, 64)).shape == (2, 8, 8, 8)
+    F.cross_entropy(model(image(4, 3, 64, 64)), np.array([0, 1, 0, 1])).backward()
+    assert all(np.isfinite(p.grad).all() and p.grad.any() for p in model.parameters())
+    assert sum(p.data.size for p in models.ResNet().parameters()) < 300_000
 
 
 def test_unet() -> None:

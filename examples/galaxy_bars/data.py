@@ -1,8 +1,8 @@
 """Galaxies in: pictures and labels from a zip, folders or single files, JPEG, PNG or FITS, and the fixed split.
 
-Everything becomes an RGB picture of 64 x 64 bytes, the network's field. A picture of 64 x 64 pixels is taken as it
-is; of any other size, the largest central square is resampled (bicubic, antialiased), or, where the pixel scale is
-told, the central 19.2 arcsec. FITS bands become a colour picture by the asinh composite of Lupton et al. 2004.
+Everything becomes an RGB picture of 64 x 64 bytes, the network's field (or another `size`). A picture of that size is
+taken as it is; of any other, the largest central square is resampled (bicubic, antialiased), or, where the pixel scale
+is told, the central 19.2 arcsec. FITS bands become a colour picture by the asinh composite of Lupton et al. 2004.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +31,14 @@ CLASSES = ("unbarred", "barred")  # label 0, 1
 PICTURES = (".jpeg", ".jpg", ".png")
 FITS = (".fits", ".fit", ".fits.gz", ".fit.gz", ".fz")
 PARTS = ("train", "validation", "test")
-FRACTIONS = (0.6, 0.2, 0.2)
+FOLDS = 5  # equal parts of the sample: three to train, one to validate, one to test
 Bytes = NDArray[np.uint8]
 REMEDY = "make galaxies with `python -m examples.galaxy_bars simulate --out DIR`"
 
 
 @dataclass
 class Galaxies:
-    """Labelled pictures (n, 64, 64, 3), labels (n,) 1 barred 0 unbarred, and columns of numbers (NaN: unknown)."""
+    """Labelled pictures (n, size, size, 3), labels (n,) 1 barred 0 unbarred, and columns of numbers (NaN: unknown)."""
 
     files: list[str]
     images: Bytes
@@ -58,8 +60,8 @@ class Galaxies:
 # One picture
 
 
-def read_image(source: Path | bytes, name: str, pixel_scale: float | None = None) -> Bytes:
-    """Read one galaxy from a path or from bytes -> RGB (64, 64, 3); InputError says what is wrong with `name`."""
+def read_image(source: Path | bytes, name: str, pixel_scale: float | None = None, size: int = SIZE) -> Bytes:
+    """Read one galaxy from a path or from bytes -> RGB (size, size, 3); InputError says what is wrong with `name`."""
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
@@ -74,7 +76,7 @@ def read_image(source: Path | bytes, name: str, pixel_scale: float | None = None
         raise InputError(f"{name}: all pixels are equal, there is nothing in this picture")
     if np.median(rgb.max(-1)) < 1 and np.median(_centre(rgb).max(-1)) < 1:
         raise InputError(f"{name}: black, centre included: an error tile, not a galaxy")
-    return to_field(rgb, name, pixel_scale)
+    return to_field(rgb, name, pixel_scale, size)
 
 
 def _centre(rgb: Bytes) -> Bytes:
@@ -83,8 +85,8 @@ def _centre(rgb: Bytes) -> Bytes:
     return rgb[height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8]
 
 
-def to_field(rgb: Bytes, name: str = "picture", pixel_scale: float | None = None) -> Bytes:
-    """Cut the central square (19.2 arcsec, given arcsec per pixel) and resample it.     (h, w, 3) -> (64, 64, 3)"""
+def to_field(rgb: Bytes, name: str = "picture", pixel_scale: float | None = None, size: int = SIZE) -> Bytes:
+    """Cut the central square (19.2 arcsec, given arcsec per pixel), resample it.  (h, w, 3) -> (size, size, 3)"""
     from PIL import Image
 
     height, width = rgb.shape[:2]
@@ -99,9 +101,9 @@ def to_field(rgb: Bytes, name: str = "picture", pixel_scale: float | None = None
         side = wanted
     top, left = (height - side) // 2, (width - side) // 2
     square = rgb[top : top + side, left : left + side]
-    if side == SIZE:
+    if side == size:
         return np.ascontiguousarray(square)
-    return np.asarray(Image.fromarray(square).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _decode_picture(content: bytes, name: str) -> Bytes:
@@ -121,6 +123,11 @@ def _decode_picture(content: bytes, name: str) -> Bytes:
 
 
 def _decode_fits(content: bytes, name: str) -> Bytes:
+    return colour_picture(fits_bands(content, name)[0], name)
+
+
+def fits_bands(content: bytes, name: str) -> tuple[NDArray[np.float64], Any]:
+    """The bands g, r, i of a FITS file (3, h, w), and the header of the first; one image stands for all three."""
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
@@ -131,12 +138,11 @@ def _decode_fits(content: bytes, name: str) -> Bytes:
             warnings.simplefilter("ignore", AstropyWarning)  # old headers break the standard harmlessly
             warnings.filterwarnings("error", message=".*truncated.*")
             with fits.open(io.BytesIO(content), memmap=False) as hdus:
-                planes = {
-                    str(hdu.name).strip().lower(): hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None
-                }
-                images = [hdu.data for hdu in hdus if hdu.is_image and hdu.data is not None and hdu.data.size > 1]
-                images = [planes[band] for band in "gri"] if all(band in planes for band in "gri") else images
-                images = [np.asarray(image) for image in images]
+                found = [hdu for hdu in hdus if hdu.is_image and hdu.data is not None and hdu.data.size > 1]
+                planes = {str(hdu.name).strip().lower(): hdu for hdu in found}
+                found = [planes[band] for band in "gri"] if all(band in planes for band in "gri") else found
+                images = [np.asarray(hdu.data) for hdu in found]
+                header = found[0].header if found else None
     except Exception as error:  # astropy raises nearly anything on a damaged file
         raise InputError(f"{name}: not a FITS image or truncated ({' '.join(str(error).split())[:120]})") from error
     if not images:
@@ -150,14 +156,17 @@ def _decode_fits(content: bytes, name: str) -> Bytes:
         cube = np.repeat(images[0][None], 3, axis=0)
     else:
         raise InputError(f"{name}: expected one image (h, w), one cube (3, h, w) or three images, found {shapes}")
-    bands = np.ascontiguousarray(cube, dtype=np.float64)  # FITS is big-endian
+    return np.ascontiguousarray(cube, dtype=np.float64), header  # FITS is big-endian
+
+
+def colour_picture(bands: NDArray[np.float64], name: str) -> Bytes:
+    """The composite of g, r, i in any unit, at most a tenth of it NaN.   (3, h, w) -> (h, w, 3), upside down"""
     good = np.isfinite(bands)
     if good.mean() < 0.9:
         raise InputError(f"{name}: {100 * (1 - good.mean()):.0f} % of the pixels are NaN or infinite")
-    largest = np.abs(bands[good]).max()
     if bands[good].min() == bands[good].max():
         raise InputError(f"{name}: all pixels are equal, there is nothing in this picture")
-    bands /= largest  # whatever the unit: neither 1e-33 nor 1e38 leaves float32
+    bands = bands / np.abs(bands[good]).max()  # whatever the unit: neither 1e-33 nor 1e38 leaves float32
     return lupton(np.where(good, bands, np.median(bands[good])).astype(np.float32))
 
 
@@ -181,8 +190,8 @@ def lupton(bands: NDArray[np.float32]) -> Bytes:
 # A sample
 
 
-def read_sample(folder: Path, progress: Callable[[Iterable[str]], Iterable[str]] = iter) -> Galaxies:
-    """Read the galaxies of a folder; those that cannot be read are left out and listed in `.skipped`.
+def read_sample(folder: Path, progress: Callable[[Iterable[str]], Iterable[str]] = iter, size: int = SIZE) -> Galaxies:
+    """Read the galaxies of a folder as pictures of `size` pixels; `.skipped` lists those that cannot be read.
 
     The folder holds `labels*.csv` (columns file, label, any numbers) with the pictures beside it or in a zip, which
     is read in place; or just the folders `barred` and `unbarred`. The labels of a table go before the names of
@@ -205,7 +214,7 @@ def read_sample(folder: Path, progress: Callable[[Iterable[str]], Iterable[str]]
         for path in zips:
             archives.append(zipfile.ZipFile(path))
             members.update(dict.fromkeys(archives[-1].namelist(), archives[-1]))
-        return _read_rows(folder, rows, members, kind, progress)
+        return _read_rows(folder, rows, members, kind, progress, size)
     except zipfile.BadZipFile as error:
         raise InputError(
             f"{zips[len(archives)] if len(archives) < len(zips) else folder}: damaged zip ({error})"
@@ -221,6 +230,7 @@ def _read_rows(
     members: dict[str, zipfile.ZipFile],
     kind: str,
     progress: Callable[[Iterable[str]], Iterable[str]],
+    size: int,
 ) -> Galaxies:
     images, kept, skipped = [], [], []
     for row, name in zip(rows, progress([row["file"] for row in rows]), strict=True):
@@ -232,7 +242,7 @@ def _read_rows(
                     raise InputError(f"{name}: cannot be read from the zip ({error})") from error
             else:
                 content = folder / name
-            images.append(read_image(content, name))
+            images.append(read_image(content, name, size=size))
             kept.append(row)
         except InputError as error:
             skipped.append(str(error))
@@ -345,8 +355,14 @@ def same_galaxy(galaxies: Galaxies, arcsec: float = 3.0) -> NDArray[np.int64]:
     return connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(galaxies),) * 2), directed=False)[1]
 
 
-def split(galaxies: Galaxies, seed: int = 0) -> dict[str, NDArray[np.int64]]:
-    """Rows of train, validation, test: 60/20/20 of each class, by galaxy, the same whatever the order of the files."""
+def split(galaxies: Galaxies, seed: int = 0, folds: int = FOLDS, fold: int = 0) -> dict[str, NDArray[np.int64]]:
+    """Rows of train, validation, test, by galaxy and of each class alike, the same whatever the order of the files.
+
+    The galaxies are shuffled and cut into `folds` equal parts; one is the test part, the one before it the validation
+    part. `fold` counts through them, so that over all folds each galaxy is tested once (cross-validation).
+    """
+    if folds < 3 or not 0 <= fold < folds:
+        raise InputError(f"at least 3 folds, and a fold of 0 ... folds - 1, are needed, not {folds} and {fold}")
     groups = same_galaxy(galaxies)
     order = np.argsort(galaxies.files)
     rng = np.random.default_rng(seed)
@@ -356,13 +372,14 @@ def split(galaxies: Galaxies, seed: int = 0) -> dict[str, NDArray[np.int64]]:
         members.setdefault(int(groups[row]), []).append(int(row))
     for label in range(len(CLASSES)):
         mine = [rows for rows in members.values() if galaxies.labels[rows[0]] == label]
-        if len(mine) < 5:
+        if len(mine) < folds:
             raise InputError(
-                f"only {len(mine)} {CLASSES[label]} galaxies: at least 5 of each class are needed for the split"
+                f"only {len(mine)} {CLASSES[label]} galaxies: at least {folds} of each class are needed for the split"
             )
         mine = [mine[k] for k in rng.permutation(len(mine))]
-        cuts = np.round(np.cumsum(FRACTIONS) * len(mine)).astype(int)
-        for part, start, stop in zip(PARTS, [0, *cuts], cuts, strict=False):
+        cuts = np.round(np.arange(folds + 1) / folds * len(mine)).astype(int)
+        for k, (start, stop) in enumerate(pairwise(cuts)):
+            part = {0: "validation", 1: "test"}.get((k - fold - folds + 2) % folds, "train")
             parts[part] += [row for rows in mine[start:stop] for row in rows]
     return {part: np.sort(np.array(rows, dtype=np.int64)) for part, rows in parts.items()}
 
@@ -380,6 +397,8 @@ def subsets(galaxies: Galaxies) -> dict[str, NDArray[np.bool_]]:
     ratio = galaxies.columns.get("axis_ratio_img", axis_ratio(galaxies.images))
     edge = galaxies.columns.get("edge_brightness", edge_brightness(galaxies.images))
     masks["fair"] = (ratio > 0.5) & (edge < 40)
+    if "clean" in masks:
+        masks["fair and clean"] = masks["fair"] & masks["clean"]
     return masks
 
 

@@ -1,12 +1,14 @@
 """The networks, their training with rotated, flipped and zoomed galaxies, and the probability of a bar.
 
 A galaxy has no up and no left: training turns every picture by a random angle each time it is seen (the talk enlarged
-its sample by rotated copies), and prediction averages over the eight turns and mirrors of the square.
+its sample by rotated copies), and prediction averages over turned and mirrored views. Zooming at random takes away the
+apparent size, which gives the class away in a sample of fixed field.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,105 +18,135 @@ from numpy.typing import NDArray
 
 import minidl
 from examples.common import InputError
-from examples.galaxy_bars.data import CLASSES, FIELD, SIZE, Galaxies
+from examples.galaxy_bars.data import CLASSES, FIELD, SIZE, Galaxies, subsets
 from minidl import Tensor, checkpoint, models, nn, no_grad, optim
 from minidl import functional as F
 from minidl.data import DataLoader, TensorDataset
 from minidl.train import fit
 
 TASK = "galaxy_bars"
+NETWORKS = ("resnet", "alexnet")
+LEARNING_RATES = {"resnet": 3e-3, "alexnet": 1e-3}
+LABELS = ("clean", "votes", "robust", "all")
 MEAN, SPREAD = 0.17, 0.2  # of the brightness of the real training pictures, 0..1
-PAD = 22  # pixels mirrored at the edge, so that a turned picture has no black corners
-MIRRORED = np.pad(np.arange(SIZE), PAD, mode="reflect")
+ZOOM = 0.25  # largest change of the logarithm of the size in training
+SMOOTHING = 0.05  # of hard labels: a few are wrong
+VIEWS = 8  # turned and mirrored views a prediction averages
 
 
-def block(inputs: int, outputs: int, kernel_size: int = 3, stride: int = 1) -> list[nn.Module]:
-    """Convolution without bias, batch normalisation, ReLU."""
-    convolution = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+def build(network: str, size: int = SIZE) -> nn.Module:
+    """The network of a name for pictures of `size` pixels: "resnet" (175,000 parameters) or the talk's "alexnet".
 
-
-class BarNet(nn.Module):
-    """Six convolutions and one linear layer, 125,000 parameters.     x (N, 3, 64, 64) -> logits (N, 2)
-
-    64 px -> 32 by the stride of the first convolution, -> 16, 8, 4 by pooling. The last maps are averaged to 2 x 2
-    only, so that the centre of the picture, where a bar must be, still counts as the centre.
+    AlexNet is as published from 150 pixels on; for smaller pictures a quarter as wide with a first stride of 2.
     """
-
-    def __init__(self, width: int = 24, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            *block(3, width, 5, 2),
-            *block(width, width + 8),
-            nn.MaxPool2d(2),
-            *block(width + 8, 2 * width),
-            nn.MaxPool2d(2),
-            *block(2 * width, 64),
-            *block(64, 64),
-            nn.MaxPool2d(2),
-            *block(64, 64),
-        )
-        self.classifier = nn.Sequential(
-            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(4 * 64, 2)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of unbarred and barred."""
-        return self.classifier(self.features(x))
-
-
-def build(network: str) -> nn.Module:
-    """The network of a name: "small" (BarNet) or "alexnet" (the talk's, a quarter as wide, for 64-pixel pictures)."""
-    if network == "small":
-        return BarNet()
+    if network == "resnet":
+        return models.ResNet(3, len(CLASSES))
     if network == "alexnet":
-        return models.AlexNet(3, len(CLASSES), image_size=SIZE, width=0.25, hidden=256, stride=2)
-    raise InputError(f"unknown network {network!r}: small or alexnet")
+        small = {"width": 0.25, "hidden": 256, "stride": 2} if size < 150 else {}
+        return models.AlexNet(3, len(CLASSES), image_size=size, **small)
+    raise InputError(f"unknown network {network!r}: {' or '.join(NETWORKS)}")
 
 
 def normalise(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pictures (n, 64, 64, 3) of 0..255 -> network input (n, 3, 64, 64), about mean 0 and spread 1."""
+    """Pictures (n, size, size, 3) of 0..255 -> network input (n, 3, size, size), about mean 0 and spread 1."""
     return np.ascontiguousarray(np.moveaxis((images.astype(np.float32) / 255 - MEAN) / SPREAD, -1, 1))
 
 
-def augment(sample: tuple[NDArray[np.uint8], Any], rng: np.random.Generator) -> tuple[NDArray[np.float32], Any]:
-    """Turn by any angle, mirror, zoom by up to 16 %, shift by up to 1.5 pixels, vary brightness and colour a little.
+def turn(
+    image: NDArray[np.uint8], angle: float, zoom: float = 1.0, mirror: int = 1, shift: Any = (0.0, 0.0)
+) -> NDArray[np.uint8]:
+    """Turn a picture by an angle (radians), zoom, mirror (-1) and shift it (pixels).   (size, size, 3) -> the same
 
-    (64, 64, 3) bytes -> (3, 64, 64) normalised; one bilinear resampling of the picture mirrored beyond its edges.
+    One bilinear resampling of the picture mirrored beyond its edges, so that it has no black corners.
     """
     from PIL import Image
 
-    image, label = sample
-    angle, zoom, mirror = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-0.15, 0.15)), rng.choice([-1, 1])
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom * [mirror, 1]
-    offset = SIZE / 2 + PAD + rng.uniform(-1.5, 1.5, 2) - turn @ [SIZE / 2, SIZE / 2]
-    wide = Image.fromarray(image.take(MIRRORED, 0).take(MIRRORED, 1))
-    affine = (*turn[0], offset[0], *turn[1], offset[1])
-    turned = wide.transform((SIZE, SIZE), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    size = len(image)
+    pad = size // 2
+    mirrored = np.pad(np.arange(size), pad, mode="reflect")
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / zoom * [mirror, 1]
+    offset = size / 2 + pad + np.asarray(shift) - matrix @ [size / 2, size / 2]
+    wide = Image.fromarray(image.take(mirrored, 0).take(mirrored, 1))
+    affine = (*matrix[0], offset[0], *matrix[1], offset[1])
+    return np.asarray(wide.transform((size, size), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR))
+
+
+def augment(sample: tuple[NDArray[np.uint8], Any], rng: np.random.Generator) -> tuple[NDArray[np.float32], Any]:
+    """Turn by any angle, mirror, zoom by up to 28 %, shift by up to 2 %, vary brightness and colour a little.
+
+    (size, size, 3) bytes -> (3, size, size) normalised.
+    """
+    image, target = sample
+    shift = rng.uniform(-0.0234, 0.0234, 2) * len(image)
+    turned = turn(image, rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-ZOOM, ZOOM)), rng.choice([-1, 1]), shift)
     gain = np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.05, 3)).astype(np.float32)
-    pixels = (np.asarray(turned, np.float32) / 255 * gain - MEAN) / SPREAD
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label
+    pixels = (turned.astype(np.float32) / 255 * gain - MEAN) / SPREAD
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), target
+
+
+# Labels and losses
+
+
+def usable(galaxies: Galaxies, labels: str) -> Galaxies:
+    """The galaxies a treatment of the label noise learns from: "clean" drops barred ones of p_bar > .995."""
+    if labels == "clean":
+        return galaxies[subsets(galaxies).get("clean", np.ones(len(galaxies), bool))]
+    return galaxies
+
+
+def targets(galaxies: Galaxies, labels: str) -> NDArray[np.float32]:
+    """What the network is to answer, p(bar) in 0..1, smoothed by 0.05.   -> (n,)
+
+    "votes": the share of votes for a bar; where it is 1, by one or two voters mostly, 2/3 (Laplace's rule of succession
+    for one voter). Else the labels. InputError for "votes" without a column p_bar.
+    """
+    y = galaxies.labels.astype(np.float32)
+    if labels == "votes":
+        if not np.isfinite(votes := galaxies.columns.get("p_bar", np.array([np.nan]))).all():
+            raise InputError("--labels votes needs the votes: a column p_bar in the table of labels, without gaps")
+        y = np.where(votes > 0.995, 2 / 3, votes).astype(np.float32)
+    return y * (1 - SMOOTHING) + SMOOTHING / 2
+
+
+def loss_of(labels: str) -> Any:
+    """The loss of a treatment of the label noise: cross-entropy, or for "robust" (1 - p^q)/q with q = .7.
+
+    p is the probability of the label; the gradient of a sample the network is sure is mislabelled is weakened by p^q.
+    Generalised cross-entropy: Zhang & Sabuncu 2018, equation 6.
+    """
+    return robust_loss if labels == "robust" else loss
 
 
 def loss(model: nn.Module, batch: tuple[NDArray[Any], ...]) -> Tensor:
-    """Cross-entropy with labels smoothed by 0.05: about 8 % of the votes are wrong."""
-    return F.cross_entropy(model(Tensor(batch[0])), batch[1], label_smoothing=0.05)
+    """Cross-entropy of p(bar) with targets in 0..1."""
+    logits = model(Tensor(batch[0]))
+    return F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], batch[1])
+
+
+def robust_loss(model: nn.Module, batch: tuple[NDArray[Any], ...], q: float = 0.7) -> Tensor:
+    """Generalised cross-entropy (1 - p^q)/q of the label's probability p."""
+    logits = model(Tensor(batch[0]))
+    sign = np.where(batch[1] > 0.5, 1, -1).astype(np.float32)
+    p = F.sigmoid((logits[:, 1] - logits[:, 0]) * Tensor(sign))
+    return ((1 - p**q) / q).mean()
 
 
 def accuracy(model: nn.Module, batch: tuple[NDArray[Any], ...]) -> float:
     """Share of right calls in a batch."""
-    return float(np.mean(model(Tensor(batch[0])).numpy().argmax(1) == batch[1]))
+    return float(np.mean(model(Tensor(batch[0])).numpy().argmax(1) == (batch[1] > 0.5)))
 
 
 @dataclass
 class Recipe:
     """How a network is trained; the defaults were chosen on the validation part of the real galaxies."""
 
-    network: str = "small"
-    epochs: int = 60
+    network: str = "resnet"
+    epochs: int = 100
     batch_size: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.05
+    labels: str = "clean"
+    size: int = SIZE
     seed: int = 0
 
 
@@ -135,7 +167,8 @@ def train(
     if resume and running is not None and (found := checkpoint.load(running).meta) != begun:
         raise InputError(f"{running} was begun with other options or galaxies ({found.get('recipe')}): repeat those")
     minidl.manual_seed(recipe.seed)
-    model = build(recipe.network)
+    model = build(recipe.network, recipe.size)
+    learned, held_out = (usable(part, recipe.labels) for part in (train_part, validation))
     optimizer = optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     warm = max(1, recipe.epochs // 10)
     scheduler = optim.lr_scheduler.SequentialLR(
@@ -147,17 +180,17 @@ def train(
         milestones=[warm],
     )
     batches = DataLoader(
-        TensorDataset(train_part.images, train_part.labels),
-        min(recipe.batch_size, len(train_part)),
+        TensorDataset(learned.images, targets(learned, recipe.labels)),
+        min(recipe.batch_size, len(learned)),
         shuffle=True,
         rng=np.random.default_rng(recipe.seed),
         drop_last=True,  # batch normalisation needs batches of a fair size
         transform=augment,
     )
-    held = DataLoader(TensorDataset(normalise(validation.images), validation.labels), 128)
+    held = DataLoader(TensorDataset(normalise(held_out.images), targets(held_out, recipe.labels)), 128)
     history = fit(
         model,
-        loss,
+        loss_of(recipe.labels),
         optimizer,
         batches,
         held,
@@ -172,30 +205,69 @@ def train(
     return model, history.epochs
 
 
-def probabilities(model: nn.Module, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float64]:
-    """p(bar) of each picture, the mean over its eight turns and mirrors.     (n, 64, 64, 3) -> (n,)"""
+# Prediction
+
+
+def oriented(images: NDArray[np.uint8], views: int = VIEWS) -> Iterator[NDArray[np.float32]]:
+    """Network input for each view of some pictures: the turns and mirrors of the square, for 16 also turned by 45°."""
+    if views not in (1, 8, 16):
+        raise InputError(f"views are 1, 8 (turns and mirrors of the square) or 16 (also between them), not {views}")
+    for angle in (0, np.pi / 4)[: 1 + views // 16]:
+        x = normalise(np.stack([turn(image, angle) for image in images]) if angle else images)
+        for k in range(min(views, 8)):
+            yield np.ascontiguousarray(np.rot90(x if k < 4 else x[..., ::-1], k, axes=(2, 3)))
+
+
+def log_odds(
+    model: nn.Module, images: NDArray[np.uint8], views: int = VIEWS, batch_size: int = 64
+) -> NDArray[np.float64]:
+    """ln(p/(1 - p)) of a bar in each view of each picture, uncalibrated.     (n, size, size, 3) -> (n, views)"""
     model.eval()
-    p_bar = np.zeros(len(images))
+    chunks = [np.zeros((0, views))]
     with no_grad():
         for start in range(0, len(images), batch_size):
-            x = normalise(images[start : start + batch_size])
-            for k in range(8):
-                view = np.rot90(x if k < 4 else x[..., ::-1], k, axes=(2, 3))
-                logits = model(Tensor(np.ascontiguousarray(view)))
-                p_bar[start : start + len(x)] += F.softmax(logits, dim=1).numpy()[:, 1] / 8
-    return p_bar
+            logits = [model(Tensor(x)).numpy() for x in oriented(images[start : start + batch_size], views)]
+            chunks.append(np.stack([z[:, 1] - z[:, 0] for z in logits], axis=1).astype(np.float64))
+    return np.concatenate(chunks)
 
 
-def first_layers(model: nn.Module, images: NDArray[np.uint8], layers: int = 3) -> list[tuple[str, NDArray[np.float32]]]:
-    """Maps after the first ReLUs of the network: (name, (n, channels, h, w)) each."""
+def probabilities(
+    model: nn.Module, images: NDArray[np.uint8], views: int = VIEWS, temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """p(bar) of each picture, of its log odds averaged over the views and divided by the temperature.     -> (n,)"""
+    return sigmoid(log_odds(model, images, views).mean(1) / temperature)
+
+
+def sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1/(1 + exp(-z)), without overflow."""
+    return 0.5 * (1 + np.tanh(z / 2))
+
+
+def temperature(z: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """The T > 0 for which the log odds z/T best explain the labels: the least cross-entropy.   z, labels (n,)
+
+    Guo et al. 2017, section 4.2.
+    """
+    from scipy.optimize import minimize_scalar
+
+    sign = 2 * labels - 1
+    best = minimize_scalar(lambda t: np.logaddexp(0, -sign * z / np.exp(t)).mean(), bounds=(-3, 3), method="bounded")
+    return float(np.exp(best.x))
+
+
+def feature_maps(model: nn.Module, images: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.float32]]]:
+    """Maps after every ReLU, residual block and pooling of the network: (name, (n, channels, h, w)) each."""
     model.eval()
+    kinds = {nn.ReLU: "convolution", models.Residual: "residual block", nn.MaxPool2d: "pooling"}
     maps: list[tuple[str, NDArray[np.float32]]] = []
+    count = dict.fromkeys(kinds, 0)
     x = Tensor(normalise(images))
     with no_grad():
         for layer in model.features:
             x = layer(x)
-            if isinstance(layer, nn.ReLU) and len(maps) < layers:
-                maps.append((f"convolution {len(maps) + 1}", x.numpy().copy()))
+            if (kind := type(layer)) in kinds:
+                count[kind] += 1
+                maps.append((f"{kinds[kind]} {count[kind]}", x.numpy().copy()))
     return maps
 
 
@@ -211,7 +283,7 @@ def save(path: Path, model: nn.Module, recipe: Recipe, about: dict[str, Any]) ->
         "network": recipe.network,
         "recipe": vars(recipe),
         "classes": list(CLASSES),
-        "preprocessing": {"size": SIZE, "field_arcsec": FIELD, "mean": MEAN, "spread": SPREAD},
+        "preprocessing": {"size": recipe.size, "field_arcsec": FIELD, "mean": MEAN, "spread": SPREAD},
         **about,
     }
     checkpoint.save(path, model, meta=meta)
@@ -228,6 +300,6 @@ def load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         )
     if "history" not in meta:
         raise InputError(f"{path} is the state of an unfinished training; finish it with train --resume")
-    model = build(meta["network"])
+    model = build(meta["network"], meta["preprocessing"]["size"])
     checkpoint.load_model(path, model)
     return model, meta

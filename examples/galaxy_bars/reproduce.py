@@ -18,7 +18,7 @@ def reproduce(out: Path, *, seed: int = 0) -> Section:
     sample, weights, report = out / "galaxies", out / "bars.safetensors", out / "evaluation"
     simulator.write(sample, GALAXIES, seed, overwrite=True)
     galaxies = read_sample(sample)
-    train_galaxies(galaxies, network.Recipe(epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed), weights, split_seed=seed)
+    train_galaxies(galaxies, network.Recipe(epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed), weights, {"seed": seed})
     model, meta = network.load(weights)
     test = galaxies[split(galaxies, seed)["test"]]
     tables, figures = evaluate_galaxies(model, meta, test, "test", report, overwrite=True)
