@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import json
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from examples.common import InputError, run_command
 from examples.stellar_spectra import codes, data, evaluate, fetch, network, preprocess, readers, simulate
 from examples.stellar_spectra.__main__ import run
 from examples.stellar_spectra.codes import CLASSES, LUMINOSITIES, SpectralType
-from examples.stellar_spectra.preprocess import CENTRES, Spectrum
+from examples.stellar_spectra.preprocess import CENTRES, GRIDS, Spectrum
 
 fits = pytest.importorskip("astropy.io.fits")
 
@@ -97,10 +100,16 @@ def spectrum(flux: np.ndarray, wave: np.ndarray = WAVE, good: np.ndarray | None 
     return Spectrum(wave, flux, np.ones(len(wave), bool) if good is None else good, **extra)
 
 
+def binned(made: Spectrum, grid: preprocess.Grid = GRIDS["580"]) -> tuple[np.ndarray, np.ndarray]:
+    """The first four steps of `prepare`."""
+    fine = preprocess.on_fine_pixels(made, grid)
+    return preprocess.to_bins(*preprocess.to_common_fwhm(*fine, preprocess.own_fwhm(made)), grid)
+
+
 def test_a_constant_stays_constant_even_where_masked():
     good = np.ones(len(WAVE), bool)
     good[500:540] = False
-    flux, measured = preprocess.to_bins(spectrum(np.where(good, 7.0, np.nan), good=good), 2.5)
+    flux, measured = binned(spectrum(np.where(good, 7.0, np.nan), good=good))
     assert np.abs(flux[measured] - 7).max() <= 1e-9
     assert 0 < (~measured).sum() < 12
     assert np.abs(preprocess.prepare(spectrum(np.full(len(WAVE), 7.0))) - 1).max() <= 1e-6
@@ -113,25 +122,79 @@ def test_a_line_gets_the_common_width(own):
     variances = []
     for centre in np.arange(5000.0, 5005.0, 0.25):
         flux = np.exp(-4 * np.log(2) * ((wave - centre) / own) ** 2)
-        binned, _ = preprocess.to_bins(spectrum(flux, wave), own)
-        mean = (binned * CENTRES).sum() / binned.sum()
+        light, _ = binned(spectrum(flux, wave, fwhm=own))
+        mean = (light * CENTRES).sum() / light.sum()
         assert abs(mean - centre) <= 0.35
-        variances.append((binned * (CENTRES - centre) ** 2).sum() / binned.sum() - 25 / 12)
+        variances.append((light * (CENTRES - centre) ** 2).sum() / light.sum() - 25 / 12)
     assert abs(np.sqrt(8 * np.log(2) * np.mean(variances)) - 4.5) <= 0.05
 
 
-def test_flux_is_conserved_and_coarser_spectra_are_left():
-    wave = np.sort(np.random.default_rng(0).uniform(3700, 7000, 4000))
+def overlaps(low: np.ndarray, high: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """How much of each new bin each pixel covers, Å: (m, n), the matrix of flux-conserving resampling.
+
+    As specutils' FluxConservingResampler and SpectRes build it (Carnall 2017, eq. 2).
+    """
+    return np.clip(np.minimum(high, new[1:, None]) - np.maximum(low, new[:-1, None]), 0, None)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_rebinning_conserves_flux_whatever_the_pixels(data):
+    steps = np.array(data.draw(st.lists(st.floats(0.05, 60), min_size=5, max_size=40)))
+    wave = 4000 + np.cumsum(steps)
+    flux = np.array(data.draw(st.lists(st.floats(-1e3, 1e6), min_size=len(wave), max_size=len(wave))))
+    low, high = preprocess.pixel_edges(wave)
+    assert (low < wave).all() and (wave < high).all() and (low[1:] >= high[:-1] - 1e-9).all()
+    new = np.sort(data.draw(st.lists(st.floats(3900, 7000), min_size=3, max_size=30, unique=True)))
+    found = preprocess.rebin((low, high), flux, new)
+    part = overlaps(low, high, new)
+    scale = (np.abs(flux) * (high - low)).sum() + 1
+    assert np.abs(found * np.diff(new) - part @ flux).max() <= 1e-9 * scale
+    edges = np.concatenate([[low[0]], new[(new > low[0]) & (new < high[-1])], [high[-1]]])  # all of the spectrum
+    whole = preprocess.rebin((low, high), flux, edges)
+    assert abs((whole * np.diff(edges)).sum() - (flux * (high - low)).sum()) <= 1e-9 * scale
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("own", [2.5, 8.0])
+def test_flux_is_conserved_from_the_file_to_the_bins(name, own):
+    grid = GRIDS[name]
+    wave = np.sort(np.random.default_rng(0).uniform(3600, 9400, 9000))
     flux = np.exp(-(((wave - 5000) / 3.0) ** 2))
-    for own in (2.5, 8.0):
-        binned, _ = preprocess.to_bins(spectrum(flux, wave), own)
-        assert abs(binned.sum() * 5 / np.trapezoid(flux, wave) - 1) <= 1e-3
-    assert np.array_equal(preprocess.smooth(flux, 0), flux)
+    low, high = preprocess.pixel_edges(wave)
+    light, measured = binned(spectrum(flux, wave, fwhm=own), grid)
+    assert measured.all() and len(light) == int(name)
+    assert abs(light.sum() * grid.step / (flux * (high - low)).sum() - 1) <= 1e-6
+
+
+def test_a_spectrum_coarser_than_the_common_width_is_left():
+    light = a_flux()
+    for found in preprocess.to_common_fwhm(light, light, 8.0):
+        assert np.array_equal(found, light)
+
+
+def test_wavelengths_come_to_rest_in_air():
+    """Hα of a star receding at 300 km/s, in vacuum 6564.61·(1 + v/c), lands on 6562.79 Å."""
+    moved = spectrum(a_flux(), WAVE, medium="vacuum", redshift=readers.redshift_of(300.0), fwhm=3.0)
+    rest = preprocess.to_rest(moved)
+    seen = 6564.61 * (1 + 300 / 299792.458)
+    assert abs(np.interp(seen, moved.wave, rest.wave) - 6562.79) <= 0.02
+    assert (rest.medium, rest.redshift) == ("air", 0.0) and abs(rest.fwhm * (1 + 300 / 299792.458) - 3) <= 1e-9
+    assert np.array_equal(preprocess.to_rest(spectrum(a_flux())).wave, WAVE)
+
+
+def test_the_steps_end_in_what_the_network_reads():
+    made = spectrum(a_flux(), medium="vacuum")
+    steps = preprocess.prepare_in_steps(made, how="continuum")
+    assert np.array_equal(steps.flux, preprocess.prepare(made, how="continuum"))
+    assert np.array_equal(steps.stages[-1].flux, steps.flux) and len(steps.stages) == 5
+    assert steps.coverage == 1 and steps.fwhm == 2.5
+    assert preprocess.prepare_in_steps(spectrum(a_flux()[::3], WAVE[::3])).fwhm == 6  # two pixels, nothing else known
 
 
 def test_a_gap_in_the_wavelengths_is_no_measurement():
     keep = (WAVE < 5000) | (WAVE > 5100)
-    _, measured = preprocess.to_bins(spectrum(a_flux()[keep], WAVE[keep]), 2.5)
+    _, measured = binned(spectrum(a_flux()[keep], WAVE[keep]))
     assert (~measured).sum() in (19, 20, 21)
     assert not measured[(CENTRES > 5010) & (CENTRES < 5090)].any()
 
@@ -146,7 +209,7 @@ def test_the_continuum_forgets_slopes():
     ("made", "message"),
     [
         (spectrum(a_flux(), WAVE + 5000), "do not meet"),
-        (spectrum(a_flux(), WAVE / 10), "nm"),
+        (spectrum(a_flux(), WAVE / 10), "--unit nm"),
         (spectrum(a_flux()[:1500], WAVE[:1500]), "is measured; 65%"),
         (spectrum(a_flux()[::40], WAVE[::40]), "too coarse"),
         (spectrum(-a_flux()), "no light near 5550"),
@@ -202,7 +265,7 @@ def test_log_fits(tmp_path, flag):
 def write_sdss(path: Path, z: float = 0.0, upper: bool = True) -> np.ndarray:
     """A spec file as the SDSS makes it, with one bad pixel -> its wavelengths in air, at rest."""
     loglam = 3.57 + 1e-4 * np.arange(2800)
-    rest_air = readers.vacuum_to_air(10**loglam / (1 + z))
+    rest_air = preprocess.vacuum_to_air(10**loglam / (1 + z))
     ivar = np.ones(2800)
     ivar[10] = 0
     names = ["flux", "loglam", "ivar", "and_mask", "or_mask"]
@@ -221,14 +284,14 @@ def write_sdss(path: Path, z: float = 0.0, upper: bool = True) -> np.ndarray:
 def test_sdss_spec(tmp_path, upper):
     wave = write_sdss(tmp_path / "spec-1234-56789-0001.fits", z=0.001, upper=upper)
     found = readers.read(tmp_path / "spec-1234-56789-0001.fits")
-    assert np.abs(found.wave / wave - 1).max() <= 1e-6  # loglam is stored as float32
+    assert np.abs(preprocess.to_rest(found).wave / wave - 1).max() <= 1e-6  # loglam is stored as float32
     assert not found.good[10] and found.good.sum() == 2799
     assert str(codes.parse(found.sptype)) == "K1"
 
 
 def test_vacuum_to_air_as_the_sdss_prints_it():
     """Hα: 6564.61 Å in vacuum, 6562.79 in air; [O III] 5008.24 and 5006.84 (the SDSS's table of lines)."""
-    air = readers.vacuum_to_air(np.array([6564.61, 5008.24]))
+    air = preprocess.vacuum_to_air(np.array([6564.61, 5008.24]))
     assert np.abs(air - [6562.79, 5006.84]).max() <= 0.02
 
 
@@ -236,10 +299,11 @@ def test_sdss_spspec(tmp_path):
     wave = 10 ** (3.57 + 1e-4 * np.arange(2800))
     error = np.ones(2800)
     error[5] = 0
-    rows = np.stack([a_flux(readers.vacuum_to_air(wave)), np.zeros(2800), error, np.zeros(2800), np.zeros(2800)])
+    rows = np.stack([a_flux(preprocess.vacuum_to_air(wave)), np.zeros(2800), error, np.zeros(2800), np.zeros(2800)])
     write_image(tmp_path / "spSpec.fit", rows, COEFF0=3.57, COEFF1=1e-4, Z=0.0)
     found = readers.read(tmp_path / "spSpec.fit")
-    assert np.abs(found.wave - readers.vacuum_to_air(wave)).max() <= 1e-3 and not found.good[5] and found.good[6]
+    assert np.abs(found.wave - wave).max() <= 1e-3 and found.medium == "vacuum"
+    assert not found.good[5] and found.good[6]
 
 
 @pytest.mark.parametrize(
@@ -257,6 +321,89 @@ def test_text(tmp_path, title, form):
     check(path)
     path.write_text("\r\n".join(reversed(lines)))  # descending, as some write it
     check(path)
+
+
+def as_text(form: str = "{:.2f} {:.6f}", unit: float = 1.0) -> str:
+    return "\n".join(form.format(w / unit, f) for w, f in zip(WAVE, a_flux(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        (as_text("{:.2f};{:.6f}").replace(".", ","), []),  # as spreadsheets write where commas are decimal
+        (as_text("{:.2f}\t{:.6f}").replace(".", ","), []),
+        (as_text("{:.0f} {:.6f}").replace(".", ","), []),
+        (as_text("{:.2f}, {:.6f}"), []),
+        (as_text("{:.2f};{:.6f};x"), []),
+        ("; a comment\n" + as_text(), []),
+        (as_text(unit=10), ["unit nm concluded"]),
+        (as_text("{:.6f} {:.6f}", unit=1e4), ["unit um concluded"]),
+        ("Wavelength(nm)\tFlux\n" + as_text(unit=10), []),
+        ("# row flux wave_err WAVE\n" + "\n".join(f"{k} {f} 0.1 {w}" for k, (w, f) in
+                                               enumerate(zip(WAVE, a_flux(), strict=True))), []),
+        ("\n".join(f"{np.log10(w):.8f} {f}" for w, f in zip(WAVE, a_flux(), strict=True)), ["unit log10 concluded"]),
+    ],
+)  # fmt: skip
+def test_text_as_people_write_it(tmp_path, text, notes):
+    path = tmp_path / "star.dat"
+    path.write_text(text)
+    assert check(path).notes == notes
+    path.write_bytes(gzip.compress(text.encode()))
+    check(path)
+
+
+def test_files_packed_by_bzip2_and_scales_of_iraf(tmp_path):
+    path = write_image(tmp_path / "a.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0)
+    (tmp_path / "a.fits.bz2").write_bytes(bz2.compress(path.read_bytes()))
+    check(tmp_path / "a.fits.bz2")
+    bands = np.stack([a_flux(), a_flux() * 3, a_flux() * 0 + 1])[:, None]  # apall: spectrum, raw, sky
+    scale = 'wtype=multispec spec1 = "1 1 0 3700. 1. 3300 0. 12.3 18.7"'
+    check(write_image(tmp_path / "b.fits", bands, CTYPE1="MULTISPE", CRVAL1=1.0, CDELT1=1.0, WAT2_001=scale))
+    wave = 10 ** (3.57 + 1e-4 * np.arange(2700))
+    scale = 'spec1 = "1 1 1 3.57 0.0001 2700 0. 12.3 18.7"'
+    check(write_image(tmp_path / "c.fits", a_flux(wave), CTYPE1="MULTISPE", WAT2_001=scale), wave)
+    check(write_image(tmp_path / "d.fits", a_flux(wave), CRVAL1=3.57, CDELT1=1e-4), wave)  # no flag: told by its range
+
+
+def test_the_standard_says_which_wavelengths_are_vacuum(tmp_path):
+    line = {"CRVAL1": 3700.0, "CDELT1": 1.0}
+    for kind, medium in [("WAVE", "vacuum"), ("AWAV", "air"), ("LINEAR", "air")]:
+        path = write_image(tmp_path / f"{kind}.fits", a_flux(), CTYPE1=kind, **line)
+        assert check(path).medium == medium
+        assert readers.read(path, readers.Given(medium="air")).medium == "air"
+    wave = 3700 * np.exp(np.arange(2700) * 0.9 / 3700)
+    path = write_image(tmp_path / "log.fits", a_flux(wave), CTYPE1="WAVE-LOG", CRVAL1=3700.0, CDELT1=0.9)
+    assert check(path, wave).medium == "vacuum"
+
+
+@pytest.mark.parametrize(
+    ("units", "scale", "notes"),
+    [
+        (("nm", ""), 0.1, []),
+        (("Angstrom", "erg/s/cm2/Angstrom"), 1.0, []),
+        (("um", "adu"), 1e-4, []),
+        (("", "no such unit"), 0.1, ["unit nm concluded"]),
+        (("nm", "Jy"), 0.1, ["from F_nu"]),
+    ],
+)
+def test_tables_in_their_own_units(tmp_path, units, scale, notes):
+    flux = a_flux() * (WAVE / 5550) ** 2 if units[1] == "Jy" else a_flux()
+    columns = [fits.Column("Wave", "D", array=WAVE * scale, unit=units[0] or None),
+               fits.Column("FLUX", "D", array=flux, unit=units[1] or None)]  # fmt: skip
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "t.fits")
+    assert check(tmp_path / "t.fits").notes == notes
+
+
+def test_what_the_user_says_goes_before_what_the_file_says(tmp_path):
+    write_sdss(tmp_path / "s.fits", z=0.5)
+    found = readers.read(tmp_path / "s.fits", readers.Given(redshift=0.0, fwhm=3.0, medium="air"))
+    assert (found.redshift, found.fwhm, found.medium) == (0.0, 3.0, "air")
+    path = write_image(tmp_path / "w.fits", a_flux(), CRVAL1=370.0, CDELT1=0.1, CUNIT1="Angstrom")
+    found = readers.read(path, readers.Given(unit="nm"))
+    assert np.abs(found.wave - WAVE).max() <= 1e-6
+    for wrong in ({"unit": "furlong"}, {"medium": "water"}, {"redshift": 20.0}, {"fwhm": 0.0}):
+        with pytest.raises(InputError):
+            readers.Given(**wrong)
 
 
 def test_fill_values_nan_and_zero_are_no_measurement(tmp_path):
@@ -296,14 +443,22 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "one.txt").write_text("\n".join(str(w) for w in WAVE))
     (folder / "broken.txt").write_text("4000 1\n4001 2\nhere it ends\n")
     (folder / "back.txt").write_text("\n".join(f"{w} 1.{k}" for k, w in enumerate([*WAVE[:50], *WAVE[40:90]])))
-    (folder / "nm.txt").write_text("\n".join(f"{w / 10} {f}" for w, f in zip(WAVE, a_flux(), strict=True)))
+    write_image(folder / "wrong.fits", flux, CRVAL1=370.0, CDELT1=0.1, CUNIT1="Angstrom")
+    write_image(folder / "magnitudes.fits", flux, BUNIT="mag", **line)
+    write_image(folder / "chebyshev.fits", flux, CTYPE1="MULTISPE", WAT2_001='spec1 = "1 1 2 3700. 1. 3300 0. 1. 1."')
+    text = "\n".join(f"{w:.1f},{f:.3f}" for w, f in zip(WAVE, flux, strict=True))
+    (folder / "commas.txt").write_text(text.replace(".", ","))
+    (folder / "thousands.txt").write_text("\n".join(f"{w:,.1f} {f}" for w, f in zip(WAVE, flux, strict=True)))
+    (folder / "half.txt.gz").write_bytes(gzip.compress(text.encode())[:5000])
     return {
         "empty.fits": "empty", "truncated.fits": "damaged", "header.fits": "damaged", "nan.fits": "no pixel",
         "nowave.fits": "CRVAL1", "image.fits": "one spectrum", "unit.fits": "furlong", "log.fits": "absurd",
         "infrared.fits": "do not meet", "short.fits": "is measured", "text.fits": "damaged", "noise.bin": "neither",
         "words.txt": "neither", "one.txt": "neither", "broken.txt": "line 3", "back.txt": "do not ascend",
         "hit.fits.gz": "damaged", "words.fits": "plain numbers", "complex.fits": "plain numbers",
-        "uneven.fits": "90 wavelengths, 80 fluxes", "nm.txt": "Å are needed", "missing.fits": "No such file",
+        "uneven.fits": "90 wavelengths, 80 fluxes", "missing.fits": "No such file", "wrong.fits": "--unit nm",
+        "magnitudes.fits": "magnitudes", "chebyshev.fits": "dispcor", "commas.txt": "line 1: commas between and in",
+        "thousands.txt": "line 1: a comma that is neither", "half.txt.gz": "damaged compressed file",
     }  # fmt: skip
 
 

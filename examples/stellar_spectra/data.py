@@ -22,7 +22,7 @@ import numpy as np
 
 from ..common import InputError
 from . import codes
-from .preprocess import Spectrum, prepare
+from .preprocess import GRIDS, Spectrum, prepare
 from .readers import read
 
 # Published resolutions in Å FWHM: Valdes et al. 2004 (1.2, here binned to 1 Å), Sanchez-Blazquez et al. 2006,
@@ -36,7 +36,7 @@ FOLDS = 5
 class Stars:
     """Spectra ready for the network, and what is known of each: all of length N.
 
-    flux (N, 580) float32, NaN where not measured; types: SpectralType or None; stars: key of the star; libraries;
+    flux (N, bins) float32, NaN where not measured; types: SpectralType or None; stars: key of the star; libraries;
     files. kind: "real" or "simulated".
     """
 
@@ -129,8 +129,8 @@ def split(stars: Stars, *, fold: int = 0, seed: int = 0) -> dict[str, np.ndarray
     return {name: np.array(index, dtype=np.int64) for name, index in parts.items()}
 
 
-def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None) -> Stars:
-    """All spectra of a folder, prepared with normalisation `how`; `libraries` names those to take.
+def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None, grid: str = "580") -> Stars:
+    """All spectra of a folder, prepared with normalisation `how` on a grid "580" or "1900"; `libraries` to take.
 
     Spectra that cannot be used are counted (packed libraries) or named (files) on stderr.
     InputError if the folder holds none, or a library that is asked for is not there.
@@ -156,7 +156,7 @@ def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None) -> S
     unusable: Counter[tuple[str, str]] = Counter()
     for spectrum, kind_of, star, library, file in rows:
         try:
-            flux.append(prepare(spectrum, how=how))
+            flux.append(prepare(spectrum, how=how, grid=GRIDS[grid]))
         except InputError as error:
             unusable[library, re.sub(r"only \d+% of", "too little of", str(error))] += 1
             continue

@@ -13,7 +13,7 @@ from .codes import CLASSES, SUBCLASS, decode, encode
 from .evaluate import types_of
 from .network import apply, load
 from .preprocess import prepare
-from .readers import read
+from .readers import Given, read
 
 DISAGREEMENT = 7.0  # subclasses between the printed type and the code from which on a type is called doubtful
 HEADER = ["file", "spectral_type", "code", *(f"p_{c}" for c in CLASSES)]
@@ -27,21 +27,20 @@ def predict(
     Where the two heads contradict each other, the file is named on stderr as doubtful.
     `fwhm`: resolution of the files in Å, where their headers do not say. InputError if none can be used.
     """
-    if fwhm is not None and not 0 < fwhm < 50:
-        raise InputError(f"--fwhm {fwhm}: a resolution in Å, between 0 and 50, is expected")
+    given = Given(fwhm=fwhm)
     check_file(out, overwrite)
     model, meta = load(weights)
     how = meta["settings"]["normalisation"]
     used, flux, bad = [], [], 0
     for file in files:
         try:
-            spectrum = read(file)
+            spectrum = read(file, given)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             bad += 1
             continue
         try:
-            flux.append(prepare(spectrum, fwhm=fwhm, how=how))
+            flux.append(prepare(spectrum, how=how))
             used.append(file)
         except InputError as error:
             print(f"error: {file}: {error}", file=sys.stderr)
