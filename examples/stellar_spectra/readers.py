@@ -250,7 +250,9 @@ def _words(body: str) -> list[str]:
     if len(words) == 1:  # comma-separated values
         values = [w.strip() for w in body.split(",")]
         if len(values) >= 4 and all(re.fullmatch(r"-?\d+", v) for v in values):
-            raise InputError(f"commas between and in numbers: {body[:40]!r}; write decimal points, or tabs between columns")
+            raise InputError(
+                f"commas between and in numbers: {body[:40]!r}; write decimal points, or tabs between columns"
+            )
         return values
     if all(_DECIMAL_COMMA.match(w) for w in words[:2]):
         return [w.replace(",", ".") for w in words]
