@@ -1,6 +1,6 @@
 """From the pixels of any spectrum to the numbers that the network reads, one function a step.
 
-As the group did in 2017: bring the wavelengths to air and to rest, smooth to a common resolution of 4.5 Å FWHM, resample
+As the group did in 2017: bring wavelengths to air and to rest, smooth to a common resolution of 4.5 Å FWHM, resample
 to equal bins conserving flux (580 of 5 Å, or 1900 of 3 Å), divide by the flux at 5550 Å. Beside it stands division by a
 running continuum, which forgets reddening and flux calibration and keeps the lines alone. `python -m
 examples.stellar_spectra prepare FILE --out steps.png` draws the steps of one spectrum.

@@ -225,7 +225,7 @@ def _read_text(content: bytes) -> _Raw:
 
 
 def _titled(titles: list[str]) -> tuple[tuple[int, int], str]:
-    """Which columns are wavelength and flux, and the wavelengths' unit ("" if unsaid), from the lines above the data."""
+    """Columns of wavelength and flux, and the wavelengths' unit ("" if unsaid), from the lines above the data."""
     columns, unit = (0, 1), ""
     for line in titles:
         words = [re.sub(r"[\[(].*", "", w).lower() for w in re.split(r"[\s,;|#!%]+", line) if re.match(r"[A-Za-z]", w)]
