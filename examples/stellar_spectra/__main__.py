@@ -1,4 +1,4 @@
-"""Command line: simulate, fetch, train, evaluate, predict. Each has --help."""
+"""Command line: simulate, fetch, prepare, train, evaluate, predict. Each has --help."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 from .. import common
+from .preprocess import GRIDS, NORMALISATIONS
+from .readers import MEDIA, UNITS, Given, redshift_of
 
+WEIGHTS = Path(__file__).with_name("weights.safetensors")  # what the repository ships
 REMEDY = "make one with `python -m examples.stellar_spectra fetch --out DIR` or `... simulate --out DIR`"
 
 
@@ -34,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--network", default="tanh", choices=["tanh", "cnn", "autoencoder"], help="the body")
     p.add_argument("--members", type=int, default=5, help="networks, started differently, whose answers are averaged")
     p.add_argument("--hidden", type=int, default=20, help="tanh neurons before the outputs")
-    p.add_argument("--normalisation", default="5550", choices=["5550", "continuum"],
+    p.add_argument("--normalisation", default="5550", choices=NORMALISATIONS,
                    help="divide by the flux at 5550 Å or by a running continuum")  # fmt: skip
     p.add_argument("--epochs", type=int, default=150, help="passes over the training part")
     p.add_argument("--pretrain", type=int, default=30, help="passes without labels (network autoencoder)")
@@ -58,13 +61,27 @@ def parser() -> argparse.ArgumentParser:
     common.add_output(p, "folder for tables (CSV) and figures (PNG)")
 
     p = common.add_command(
-        commands, "predict", "Write the types of spectra: FITS (1-D, SDSS, table) or two-column text."
+        commands, "predict", "Write the types of spectra: FITS (1-D, IRAF, SDSS, table) or two-column text."
     )
-    p.add_argument("files", nargs="+", type=Path, metavar="FILE", help="spectra")
-    p.add_argument("--weights", type=Path, required=True, help="file that train wrote")
-    p.add_argument("--fwhm", type=float, help="resolution in Å of files whose header has none; 2.5 is assumed")
+    p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="spectra, and folders of them")
+    p.add_argument("--list", type=Path, metavar="CSV",
+                   help="table of more: file and, where known, fwhm (Å), redshift or velocity (km/s)")  # fmt: skip
+    p.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="file that train wrote")
+    add_given(p)
+    p.add_argument("--compare", type=Path, metavar="CSV",
+                   help="catalogue with spectral_type and file or star: print how far the types agree")  # fmt: skip
+    p.add_argument("--pictures", type=Path, metavar="DIR", help="folder for a picture of each star")
+    p.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     common.add_threads(p)
-    common.add_output(p, "table to write (CSV): file, spectral_type, code, p_O ... p_M")
+    common.add_output(p, "table to write: FITS if it ends in .fits, else CSV")
+
+    p = common.add_command(commands, "prepare", "Draw what each step of the preparation makes of one spectrum.")
+    p.add_argument("file", type=Path, metavar="FILE", help="spectrum")
+    add_given(p)
+    p.add_argument("--grid", default="580", choices=list(GRIDS), help="bins: 3900-6800 Å at 5 Å, 3650-9350 Å at 3 Å")
+    p.add_argument("--normalisation", default="5550", choices=NORMALISATIONS,
+                   help="divide by the flux at 5550 Å or by a running continuum")  # fmt: skip
+    common.add_output(p, "picture to write (PNG)")
     return main
 
 
@@ -72,6 +89,22 @@ def add_data(p: argparse.ArgumentParser) -> None:
     """Add where the spectra are and which of them to take."""
     p.add_argument("--data", type=Path, help="folder with labels.csv or NAME.npz + NAME.csv ($MINIDL_DATA/spectra)")
     p.add_argument("--libraries", nargs="+", metavar="NAME", help="libraries of the folder to take (all)")
+
+
+def add_given(p: argparse.ArgumentParser) -> None:
+    """Add what the user can say of files over what they say themselves."""
+    p.add_argument("--fwhm", type=float, metavar="Å", help="resolution (FWHM of the header, else 2.5 or two pixels)")
+    p.add_argument("--unit", choices=UNITS, help="unit of the wavelengths (the file's, else told by their range)")
+    p.add_argument("--medium", choices=MEDIA, help="of the wavelengths (the file's, else air)")
+    motion = p.add_mutually_exclusive_group()
+    motion.add_argument("--redshift", type=float, metavar="Z", help="to take out (that of SDSS files, else 0)")
+    motion.add_argument("--velocity", type=float, metavar="KM/S", help="the same as radial velocity, positive away")
+
+
+def given_of(a: argparse.Namespace) -> Given:
+    """These options as one."""
+    redshift = a.redshift if a.velocity is None else redshift_of(a.velocity)
+    return Given(a.unit, a.medium, redshift, a.fwhm)
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -93,10 +126,10 @@ def run(argv: list[str] | None = None) -> int:
         code = _train(a)
     elif a.command == "evaluate":
         code = _evaluate(a)
+    elif a.command == "prepare":
+        _prepare(a)
     else:
-        from .predict import predict
-
-        code = predict(a.files, a.weights, a.out, fwhm=a.fwhm, overwrite=a.overwrite)
+        code = _predict(a)
     if a.command in ("train", "evaluate"):
         print(f"{time.perf_counter() - start:.0f} s")
     return code or 0
@@ -108,7 +141,7 @@ def _train(a: argparse.Namespace) -> None:
     folder = common.data_folder(a.data, "spectra", REMEDY)
     common.check_file(a.out, a.overwrite or a.resume)
     names = network.Settings.__dataclass_fields__
-    settings = network.Settings(**{name: getattr(a, name) for name in names})
+    settings = network.Settings(**{name: getattr(a, name) for name in names if hasattr(a, name)})
     stars = data.load(folder, how=settings.normalisation, libraries=a.libraries)
     print(f"{stars.kind} data, {stars.describe()}")
     _, meta = network.train(stars, a.out, settings, resume=a.resume)
@@ -118,6 +151,30 @@ def _train(a: argparse.Namespace) -> None:
         f"{counts} spectra, split by star; best epoch {best['epoch']:.0f}: validation sigma {best['val_sigma']:.2f} "
         f"subclasses, class right {best['val_accuracy']:.3f}; written to {a.out}"
     )
+
+
+def _prepare(a: argparse.Namespace) -> None:
+    from .pictures import draw_steps
+    from .predict import ready
+
+    common.check_file(a.out, a.overwrite)
+    grid = GRIDS[a.grid]
+    star = ready(a.file, given_of(a), a.normalisation, grid)
+    prepared, notes = star.prepared, "; ".join(star.spectrum.notes)
+    draw_steps(prepared.stages, grid, f"{star.spectrum.name}: how it is prepared", a.out)
+    print(f"{prepared.coverage:.0%} of {grid} measured, {prepared.fwhm:.2g} Å FWHM"
+          + (f", {notes}" if notes else "") + f"; steps drawn in {a.out}")  # fmt: skip
+
+
+def _predict(a: argparse.Namespace) -> int:
+    from . import predict
+
+    given = given_of(a)
+    files = predict.spectra_in(a.files, given) | (predict.listed(a.list, given) if a.list else {})
+    if not files:
+        raise common.InputError("no spectra: name files or folders, or a --list")
+    options = predict.Options(a.pictures, a.compare, a.resume, a.overwrite)
+    return predict.predict(files, a.weights, a.out, options)
 
 
 def _evaluate(a: argparse.Namespace) -> None:

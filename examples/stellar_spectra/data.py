@@ -177,7 +177,7 @@ _Row = tuple[Spectrum, "codes.SpectralType | None", str, str, str]
 def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
     """Rows of labels.csv with the spectra they name; a file that cannot be read is named on stderr."""
     path = folder / "labels.csv"
-    columns, rows = _table(path)
+    columns, rows = read_table(path)
     if not {"file", "spectral_type"} <= set(columns):
         raise InputError(f"{path}: columns file and spectral_type are needed, it has {columns or 'none'}")
     known = sorted({row.get("library") or folder.name for row in rows})
@@ -197,7 +197,7 @@ def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
         yield spectrum, codes.parse(row["spectral_type"]), star, library, row["file"]
 
 
-def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Names of the columns and rows of a CSV table."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -209,7 +209,7 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _packed(path: Path) -> Iterator[_Row]:
     """Spectra of NAME.npz with the types of NAME.csv (columns sptype; file, name, hd where they are)."""
-    columns, rows = _table(path.with_suffix(".csv"))
+    columns, rows = read_table(path.with_suffix(".csv"))
     try:
         with np.load(path) as arrays:
             wave, flux = arrays["wave"].astype(np.float64), arrays["flux"]

@@ -1,60 +1,380 @@
-"""Types of a list of files: a bad file is reported and the rest goes on."""
+"""Types of thousands of files: streamed, resumable; a bad file is reported and the rest goes on."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from ..common import InputError, check_file, write_csv
-from .codes import CLASSES, SUBCLASS, decode, encode
-from .evaluate import types_of
-from .network import apply, load
-from .preprocess import prepare
-from .readers import Given, read
+from minidl.checkpoint import atomic_write
 
-DISAGREEMENT = 7.0  # subclasses between the printed type and the code from which on a type is called doubtful
-HEADER = ["file", "spectral_type", "code", *(f"p_{c}" for c in CLASSES)]
+from ..common import InputError, Table, check_file, write_csv
+from .codes import CLASSES, LUMINOSITIES, SUBCLASS, encode, parse
+from .data import Stars, read_table, star_key
+from .evaluate import Result, confusion, errors, types_of
+from .network import Prediction, StarNetwork, apply, load
+from .preprocess import FWHM, GRIDS, Grid, Prepared, Spectrum, prepare_in_steps
+from .readers import Given, read, redshift_of
+
+SUFFIXES = (".fits", ".fit", ".fts", ".txt", ".dat", ".asc", ".ascii", ".csv", ".spec", ".sp", ".gz", ".bz2")
+BATCH = 256  # spectra in memory at a time
+# When a prediction is flagged. In the training and validation parts of CFLIB and MILES 1 star in 200 has a misfit above
+# 2.5; cutting validation spectra down to 90 % of the range changed no error (README, "Flags").
+DOUBTFUL = 7.0  # subclasses between the printed type and the code
+EXTRAPOLATED = 0.9  # share of the range that was measured
+OUTLIER = 2.5  # misfit
+FLAGS = {
+    "extrapolated": "less than 90 % of the range was measured; the rest is a likely filling",
+    "coarse": "the resolution is coarser than the network's 4.5 Å",
+    "outlier": "no star of the training part looks like this: the misfit is above 2.5",
+    "doubtful": "class and code are more than 7 subclasses apart",
+}
+P_CLASS = [f"p_{c}" for c in CLASSES]
+P_LUMINOSITY = [f"p_{lum}" for lum in LUMINOSITIES]
+COLUMNS = ["file", "star", "spectral_type", "code", "code_error", *P_CLASS, "luminosity", *P_LUMINOSITY,
+           "coverage", "fwhm", "misfit", "flags", "notes"]  # fmt: skip
+_DIGITS = {"code": 1, "code_error": 1, "coverage": 3, "fwhm": 2, "misfit": 2, "difference": 2}
+Row = dict[str, Any]
 
 
-def predict(
-    files: Sequence[Path], weights: Path, out: Path, *, fwhm: float | None = None, overwrite: bool = False
-) -> int:
-    """Write file, spectral_type, code, p_O ... p_M for each file that can be read -> 1 if any could not, else 0.
+@dataclass
+class Options:
+    """What to do beside predicting: where pictures go, a catalogue to compare with, whether to go on or replace."""
 
-    Where the two heads contradict each other, the file is named on stderr as doubtful.
-    `fwhm`: resolution of the files in Å, where their headers do not say. InputError if none can be used.
+    pictures: Path | None = None
+    compare: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+
+def predict(files: dict[Path, Given], weights: Path, out: Path, options: Options | None = None) -> int:
+    """Write the table `out` (.fits, else CSV), a row for each file that can be read -> 1 if any could not, else 0.
+
+    Rows go to `<out>.running` batch by batch, so that an interrupted run goes on with `resume`.
+    InputError if no file can be used, or if the running table is of other weights.
     """
-    given = Given(fwhm=fwhm)
-    check_file(out, overwrite)
+    options = options or Options()
+    check_file(out, options.overwrite)
+    if options.pictures and options.pictures.exists() and not options.pictures.is_dir():
+        raise InputError(f"{options.pictures} is a file: give --pictures the name of a folder")
+    catalogue = Catalogue(options.compare) if options.compare else None
     model, meta = load(weights)
-    how = meta["settings"]["normalisation"]
-    used, flux, bad = [], [], 0
-    for file in files:
-        try:
-            spectrum = read(file, given)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            bad += 1
-            continue
-        try:
-            flux.append(prepare(spectrum, how=how))
-            used.append(file)
-        except InputError as error:
-            print(f"error: {file}: {error}", file=sys.stderr)
-            bad += 1
-    if not used:
+    about = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "columns": COLUMNS}
+    running = out.with_name(out.name + ".running")
+    keys = {file: _key(file, given) for file, given in files.items()}
+    with closing(_Journal(running, about, options.resume, options.overwrite)) as journal:
+        left = {file: given for file, given in files.items() if keys[file] not in journal.rows}
+        if len(left) < len(files):
+            print(f"{len(files) - len(left)} of {len(files)} files were done before", file=sys.stderr)
+        pictures = picture_names(files, options.pictures) if options.pictures else {}
+        bad = _predict(left, model, meta, journal, pictures)
+        rows = [journal.rows[key] for key in keys.values() if key in journal.rows]
+    if not rows:
+        running.unlink()
         raise InputError(f"none of the {len(files)} files holds a usable spectrum; nothing written")
-    prediction = apply(model, np.stack(flux))
-    types = types_of(prediction)
-    for file, kind, code in zip(used, types, prediction.code, strict=True):
-        if abs(encode(kind) - code) > DISAGREEMENT * SUBCLASS:
-            print(f"doubtful: {file}: class says {kind}, code {code:.0f} says {decode(code)[0]}", file=sys.stderr)
-    columns = zip(used, types, prediction.code, prediction.p_class, strict=True)
-    rows = [[file, kind, f"{code:.1f}", *(f"{p:.4f}" for p in p_class)] for file, kind, code, p_class in columns]
-    write_csv(out, HEADER, rows, overwrite)
+    if catalogue:
+        catalogue.add_to(rows)
+    write(out, rows, options.overwrite)
+    running.unlink()
     trained_on = "simulated spectra: a lesson, not a measurement" if meta["data"] == "simulated" else "real spectra"
-    print(f"{len(used)} types in {out} (network trained on {trained_on})" + (f"; {bad} files left out" if bad else ""))
+    counts = Counter(flag for row in rows for flag in row["flags"].split())
+    flagged = "; flagged " + ", ".join(f"{n} {flag}" for flag, n in counts.items()) if counts else ""
+    failed = f"; {bad} files left out" if bad else ""
+    print(f"{len(rows)} types in {out} (network trained on {trained_on}){flagged}{failed}")
+    for table in compared(rows, meta) if catalogue else []:
+        print(f"\n{table.text()}")
     return 1 if bad else 0
+
+
+class Ready(NamedTuple):
+    """A file that could be read, and its spectrum before and after preparation."""
+
+    file: Path
+    given: Given
+    spectrum: Spectrum
+    prepared: Prepared
+
+
+def ready(file: Path, given: Given, how: str, grid: Grid) -> Ready:
+    """Read and prepare one file; InputError names it."""
+    spectrum = read(file, given)
+    try:
+        return Ready(file, given, spectrum, prepare_in_steps(spectrum, how=how, grid=grid))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _predict(
+    left: dict[Path, Given], model: StarNetwork, meta: dict[str, Any], journal: _Journal, pictures: dict[Path, Path]
+) -> int:
+    """Predict the files that are left, batch by batch, into the journal -> how many could not be used."""
+    how, grid = meta["settings"]["normalisation"], GRIDS[meta["settings"].get("grid", "580")]
+    items, bad = list(left.items()), 0
+    with tqdm(total=len(left), unit="star", leave=False, disable=not sys.stderr.isatty()) as bar:
+        for start in range(0, len(items), BATCH):
+            used = []
+            for file, given in items[start : start + BATCH]:
+                try:
+                    used.append(ready(file, given, how, grid))
+                except InputError as error:
+                    bad += 1
+                    bar.write(f"error: {error}", file=sys.stderr)
+                bar.update()
+            if not used:
+                continue
+            flux = np.stack([star.prepared.flux for star in used])
+            rows = rows_of(used, apply(model, flux), misfit(model, flux))
+            if pictures:
+                from .pictures import draw_star  # matplotlib, which prediction does not need
+
+                for star, row in zip(used, rows, strict=True):
+                    draw_star(row, star.prepared.flux, grid, meta["data"], pictures[star.file])
+            journal.add({_key(star.file, star.given): row for star, row in zip(used, rows, strict=True)})
+    return bad
+
+
+def _key(file: Path, given: Given) -> str:
+    return json.dumps([str(file), *asdict(given).values()])
+
+
+def rows_of(used: Sequence[Ready], prediction: Prediction, misfits: np.ndarray) -> list[Row]:
+    """What the table says of each of N stars, given N predictions and misfits (N,)."""
+    rows = []
+    for i, (star, kind) in enumerate(zip(used, types_of(prediction), strict=True)):
+        code, prepared = float(prediction.code[i]), star.prepared
+        true = {
+            "extrapolated": prepared.coverage < EXTRAPOLATED,
+            "coarse": prepared.fwhm > FWHM + 0.5,
+            "outlier": misfits[i] > OUTLIER,
+            "doubtful": abs(encode(kind) - code) > DOUBTFUL * SUBCLASS,
+        }
+        rows.append({
+            "file": str(star.file), "star": star.spectrum.name, "spectral_type": kind.spaced(), "code": code,
+            "code_error": float(prediction.spread[i]),
+            **dict(zip(P_CLASS, map(float, prediction.p_class[i]), strict=True)), "luminosity": kind.lum,
+            **dict(zip(P_LUMINOSITY, map(float, prediction.p_luminosity[i]), strict=True)),
+            "coverage": prepared.coverage, "fwhm": prepared.fwhm, "misfit": float(misfits[i]),
+            "flags": " ".join(flag for flag in FLAGS if true[flag]), "notes": "; ".join(star.spectrum.notes),
+        })  # fmt: skip
+    return rows
+
+
+def misfit(model: StarNetwork, flux: np.ndarray) -> np.ndarray:
+    """How badly the training part's principal components rebuild spectra: (N, bins) with NaN -> (N,), usually below 2.
+
+    The rms of the residual in means of five bins, less the noise, in units of what the components leave unexplained
+    in the training part. The noise is told from neighbours, ⟨(2f_i − f_{i−2} − f_{i+2})²⟩/6 (after Stoehr et al. 2008).
+    """
+    out, unit = np.zeros(len(flux)), float(model.noise[0])
+    for i, f in enumerate(flux):
+        known = np.isfinite(f)
+        basis, offset = model.basis[:, known].astype(np.float64) / unit, (f - model.mean)[known] / unit
+        r = offset - np.linalg.solve(basis @ basis.T + np.eye(len(basis)), basis @ offset) @ basis
+        noise = float(((2 * r[2:-2] - r[:-4] - r[4:]) ** 2).mean()) / 6
+        means = np.convolve(r, np.ones(5) / 5, mode="valid")
+        out[i] = np.sqrt(max(float((means**2).mean()) - noise / 5, 0.0))
+    return out
+
+
+# --- files in, table out -------------------------------------------------------------------------------------------
+def spectra_in(paths: Sequence[Path], given: Given) -> dict[Path, Given]:
+    """The files named, and those of the folders named that may be spectra (hidden ones, tables and others left out)."""
+    found: dict[Path, Given] = {}
+    for path in paths:
+        if not path.is_dir():
+            found[path] = given
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+        inside = [p for p in inside if p.name != "labels.csv" and not any(w.startswith(".") for w in p.parts)]
+        if not inside:
+            raise InputError(f"{path} holds no file that may be a spectrum ({' '.join(SUFFIXES)})")
+        found |= dict.fromkeys(inside, given)
+    return found
+
+
+def listed(table: Path, given: Given) -> dict[Path, Given]:
+    """Files of a CSV table with the column file and, where they are known, fwhm (Å), redshift or velocity (km/s).
+
+    A file is sought beside the table. A value of the table goes before that of the command line.
+    """
+    columns, rows = read_table(table)
+    if "file" not in columns:
+        raise InputError(f"{table}: a column file is needed, it has {columns or 'none'}")
+    found: dict[Path, Given] = {}
+    for number, row in enumerate(rows, start=2):
+        try:
+            values = {name: float(row[name]) for name in ("fwhm", "redshift", "velocity") if row.get(name)}
+            velocity = values.pop("velocity", None)
+            if velocity is not None:
+                values["redshift"] = redshift_of(velocity)
+            found[table.parent / (row["file"] or "")] = replace(given, **values)
+        except (ValueError, InputError) as error:
+            raise InputError(f"{table} line {number}: {error}") from None
+    return found
+
+
+def picture_names(files: Iterable[Path], folder: Path) -> dict[Path, Path]:
+    """A PNG for each file, of its name; where two share one, the later are numbered."""
+    taken: Counter[str] = Counter()
+    names = {}
+    for file in files:
+        taken[file.name] += 1
+        names[file] = folder / (file.name + (f"-{taken[file.name]}" if taken[file.name] > 1 else "") + ".png")
+    return names
+
+
+class _Journal:
+    """Rows written beside the table batch by batch, one JSON object a line, the first saying what they are of."""
+
+    def __init__(self, path: Path, about: Row, resume: bool, overwrite: bool) -> None:
+        self.path, self.rows = path, dict[str, Row]()
+        if path.exists() and not resume and not overwrite:
+            raise InputError(f"{path} is of a run that was interrupted: --resume goes on, --overwrite starts anew")
+        lines = path.read_bytes().splitlines(keepends=True) if resume and path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            del lines[-1]  # torn when the run was killed
+        try:
+            entries = [json.loads(line) for line in lines]
+            if entries and entries[0] != about:
+                raise InputError(f"{path} was made with other weights: --overwrite starts anew")
+            self.rows = {key: row for entry in entries[1:] for key, row in entry.items()}
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"{path}: cannot go on from it ({error}); --overwrite starts anew") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = open(path, "r+b" if lines else "wb")  # noqa: SIM115  closed by close
+        self._file.seek(sum(map(len, lines)))
+        self._file.truncate()
+        if not lines:
+            self._write(about)
+
+    def _write(self, entry: Row) -> None:
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+
+    def add(self, rows: dict[str, Row]) -> None:
+        """Keep the rows of one batch, by key."""
+        self._write(rows)
+        self.rows |= rows
+
+    def close(self) -> None:
+        """No more rows come."""
+        self._file.close()
+
+
+def write(out: Path, rows: Sequence[Row], overwrite: bool) -> None:
+    """Write rows as FITS table if `out` ends in .fits, else as CSV; whole or not at all."""
+    columns = list(rows[0])
+    if out.suffix.lower() not in (".fits", ".fit"):
+        write_csv(out, columns, [[_printed(c, row[c]) for c in columns] for row in rows], overwrite)
+        return
+    from astropy.table import Table as Columns
+
+    table = Columns(rows=[[row[c] for c in columns] for row in rows], names=columns)
+    table["fwhm"].unit = "Angstrom"
+    with atomic_write(out) as part:
+        table.write(part, format="fits", overwrite=True)
+
+
+def _printed(column: str, value: Any) -> str:
+    return f"{value:.{_DIGITS.get(column, 4)}f}" if isinstance(value, float) else str(value)
+
+
+# --- against a catalogue -------------------------------------------------------------------------------------------
+class Catalogue:
+    """Types from a CSV table: columns spectral_type or sptype, and file (matched first), star or name.
+
+    InputError if these columns are not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        columns, rows = read_table(path)
+        kind = next((c for c in ("spectral_type", "sptype") if c in columns), None)
+        stars = [c for c in ("star", "name") if c in columns]
+        if kind is None or not (stars or "file" in columns):
+            raise InputError(f"{path}: columns spectral_type (or sptype) and file or star are needed, it has {columns}")
+        self.path = path
+        self._files: dict[str, list[tuple[str, str, str]]] = {}
+        self._stars: dict[str, str] = {}
+        for row in rows:
+            star = next((row[c] for c in stars if row[c]), "")
+            file = row.get("file") or ""
+            if file:
+                self._files.setdefault(Path(file).name, []).append((file, row[kind] or "", star))
+            if star:
+                self._stars[star_key(star)] = row[kind] or ""
+
+    def find(self, file: str, star: str) -> tuple[str, str] | None:
+        """Type and star's name of a file, or None: by the file's name, else by the star's."""
+        of_name = self._files.get(Path(file).name, [])
+        for known, kind, name in of_name:
+            if len(of_name) == 1 or Path(file).as_posix().endswith(known):
+                return kind, name or star
+        kind = self._stars.get(star_key(star))
+        return None if kind is None else (kind, star)
+
+    def add_to(self, rows: Sequence[Row]) -> None:
+        """Add catalogue_type and difference (predicted − catalogued, subclasses; NaN if unknown) to each row."""
+        matched = 0
+        for row in rows:
+            found = self.find(row["file"], row["star"])
+            kind = parse(found[0]) if found else None
+            matched += found is not None
+            if found:
+                row["star"] = found[1]
+            row["catalogue_type"] = kind.spaced() if kind else ""
+            row["difference"] = (row["code"] - encode(kind)) / SUBCLASS if kind and kind.sub is not None else np.nan
+        if not matched:
+            raise InputError(f"{self.path}: none of the {len(rows)} spectra is in it, by file or star")
+
+
+def compared(rows: Sequence[Row], meta: dict[str, Any]) -> list[Table]:
+    """The study's measures for rows with a catalogued type, apart for stars that the network was trained on."""
+    known = [row for row in rows if np.isfinite(row["difference"])]
+    if not known:
+        return [Table("No spectrum has a catalogued type with a subclass: nothing to compare", [""], [])]
+    seen = set(meta["seen"])
+    parts = {
+        "stars not trained on": [row for row in known if star_key(row["star"]) not in seen],
+        "stars trained on: no test": [row for row in known if star_key(row["star"]) in seen],
+    }
+    results = {name: _result(part, meta["data"]) for name, part in parts.items() if part}
+    lines = []
+    for name, r in results.items():
+        e = r.errors
+        units = [f"{e[k] / SUBCLASS:.2f}" for k in ("mean", "sigma", "rms", "mae", "sigma68")]
+        inside = float((np.abs(r.prediction.code - r.stars.codes()) <= r.prediction.spread).mean())
+        lines.append([name, e["n"], *units, f"{e['class_accuracy']:.3f}", f"{e['luminosity_accuracy']:.3f}",
+                      f"{inside:.2f}"])  # fmt: skip
+    header = ["", "N", "mean", "sigma", "rms", "MAE", "sigma68", "class", "lum.", "within code_error"]
+    left = len(rows) - len(known)
+    measures = Table(
+        "Predicted against catalogued types: errors in subclasses, shares right", header, lines,
+        f"{left} spectra without a full catalogued type are not counted." if left else "",
+    )  # fmt: skip
+    name, first = next(iter(results.items()))
+    matrix = [[c, *map(int, row)] for c, row in zip(CLASSES, confusion(first), strict=True)]
+    title = f"Confusion of classes, {name}: a row is the catalogue's class, a column the predicted one"
+    return [measures, Table(title, ["", *CLASSES], matrix)]
+
+
+def _result(rows: Sequence[Row], kind: str) -> Result:
+    """Rows with catalogued types as a `Result` of the study."""
+    names = [row["star"] for row in rows]
+    nothing = np.zeros((len(rows), 0), np.float32)
+    types = [parse(row["catalogue_type"]) for row in rows]
+    stars = Stars(nothing, types, names, [""] * len(rows), [row["file"] for row in rows], kind)
+    p_class, p_luminosity = (
+        np.array([[row[c] for c in columns] for row in rows]) for columns in (P_CLASS, P_LUMINOSITY)
+    )
+    code, spread = (np.array([row[c] for row in rows]) for c in ("code", "code_error"))
+    prediction = Prediction(code, p_class, p_luminosity, spread)
+    return Result(stars, prediction, errors(prediction, stars))
