@@ -158,7 +158,7 @@ def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None, grid
         try:
             flux.append(prepare(spectrum, how=how, grid=GRIDS[grid]))
         except InputError as error:
-            unusable[library, re.sub(r"only \d+% of", "too little of", str(error))] += 1
+            unusable[library, re.sub(r"only [\d.]+% of", "too little of", str(error))] += 1
             continue
         types.append(kind_of)
         stars.append(star)

@@ -136,8 +136,8 @@ def _predict(
             if pictures:
                 from .pictures import draw_star  # matplotlib, which prediction does not need
 
-                for star, row in zip(used, rows, strict=True):
-                    draw_star(row, star.prepared.flux, grid, meta["data"], pictures[star.file])
+                for star, row, whole in zip(used, rows, model.fill(flux), strict=True):
+                    draw_star(row, star.prepared.flux, whole, grid, meta["data"], pictures[star.file])
             journal.add({_key(star.file, star.given): row for star, row in zip(used, rows, strict=True)})
     return bad
 
@@ -193,8 +193,8 @@ def spectra_in(paths: Sequence[Path], given: Given) -> dict[Path, Given]:
         if not path.is_dir():
             found[path] = given
             continue
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-        inside = [p for p in inside if p.name != "labels.csv" and not any(w.startswith(".") for w in p.parts)]
+        inside = sorted(p for p in path.rglob("[!.]*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+        inside = [p for p in inside if p.name != "labels.csv" and "/." not in f"/{p.relative_to(path).as_posix()}"]
         if not inside:
             raise InputError(f"{path} holds no file that may be a spectrum ({' '.join(SUFFIXES)})")
         found |= dict.fromkeys(inside, given)

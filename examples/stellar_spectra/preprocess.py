@@ -218,7 +218,7 @@ def prepare_in_steps(spectrum: Spectrum, *, how: str = "5550", grid: Grid = GRID
     flux, measured = to_bins(light, share, grid)
     coverage = float(measured.mean())
     if coverage < COVERAGE:
-        raise InputError(f"only {coverage:.0%} of {grid} is measured; {COVERAGE:.0%} are needed")
+        raise InputError(f"only {coverage:.1%} of {grid} is measured; {COVERAGE:.0%} are needed")
     if not flux.any():
         raise InputError("no light in the spectrum")
     prepared = normalise(flux / np.abs(flux).max(), measured, how, grid)
@@ -241,5 +241,7 @@ def _over(light: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def _moved(spectrum: Spectrum) -> str:
-    medium = "from vacuum to air" if spectrum.medium == "vacuum" else "in air as they are"
-    return f"wavelengths {medium}, at rest (redshift {spectrum.redshift:g} taken out)"
+    steps = ["from vacuum to air"] if spectrum.medium == "vacuum" else []
+    if spectrum.redshift:
+        steps.append(f"to rest (z = {spectrum.redshift:.4g}, {spectrum.redshift * LIGHT:.0f} km/s)")
+    return f"wavelengths {' and '.join(steps) or 'in air and at rest as they are'}"
