@@ -958,6 +958,16 @@ def test_libraries_that_cannot_be_used(tmp_path, capsys):
         assert "about.json: cannot be used" in said()
 
 
+def test_labels_may_say_how_a_file_is_to_be_read(tmp_path):
+    stretch = 1 + 120 / 299792.458
+    write_image(tmp_path / "a.fits", a_flux(), CRVAL1=370.0 * stretch, CDELT1=0.1 * stretch, CUNIT1="Angstrom")
+    write_image(tmp_path / "b.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0, FWHM=3.0)
+    head = "file,spectral_type,fwhm,unit,medium,velocity\n"
+    (tmp_path / "labels.csv").write_text(head + "a.fits,G2V,3,nm,air,120\nb.fits,G2V,,,,\n")
+    stars = data.load(tmp_path, how="5550")
+    assert np.abs(stars.flux[0] - stars.flux[1]).max() <= 1e-6
+
+
 def test_labels_that_cannot_be_used(tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("name,type\na,G2V\n")
     assert command("train", "--data", tmp_path, "--out", tmp_path / "w.st") == 2

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="spectra, and folders of them")
     p.add_argument("--list", type=Path, metavar="CSV",
-                   help="table of more: file and, where known, fwhm (Å), redshift or velocity (km/s)")  # fmt: skip
+                   help="table of more: file and, where known, fwhm, unit, medium, redshift or velocity")  # fmt: skip
     p.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="file that train wrote")
     add_given(p)
     p.add_argument("--compare", type=Path, metavar="CSV",

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,11 +19,11 @@ from minidl.checkpoint import atomic_write
 
 from ..common import InputError, Table, check_file, write_csv
 from .codes import CLASSES, LUMINOSITIES, SUBCLASS, encode, parse
-from .data import Stars, read_table, star_key
+from .data import Stars, given_in, read_table, star_key
 from .evaluate import Result, confusion, errors, types_of
 from .network import Prediction, StarNetwork, apply, load
 from .preprocess import FWHM, GRIDS, Grid, Prepared, Spectrum, prepare_in_steps
-from .readers import Given, read, redshift_of
+from .readers import Given, read
 
 SUFFIXES = (".fits", ".fit", ".fts", ".txt", ".dat", ".asc", ".ascii", ".csv", ".spec", ".sp", ".gz", ".bz2")
 BATCH = 256  # spectra in memory at a time
@@ -202,7 +202,7 @@ def spectra_in(paths: Sequence[Path], given: Given) -> dict[Path, Given]:
 
 
 def listed(table: Path, given: Given) -> dict[Path, Given]:
-    """Files of a CSV table with the column file and, where they are known, fwhm (Å), redshift or velocity (km/s).
+    """Files of a CSV table with the column file and those that `given_in` knows; it may be a labels.csv.
 
     A file is sought beside the table. A value of the table goes before that of the command line.
     """
@@ -212,11 +212,7 @@ def listed(table: Path, given: Given) -> dict[Path, Given]:
     found: dict[Path, Given] = {}
     for number, row in enumerate(rows, start=2):
         try:
-            values = {name: float(row[name]) for name in ("fwhm", "redshift", "velocity") if row.get(name)}
-            velocity = values.pop("velocity", None)
-            if velocity is not None:
-                values["redshift"] = redshift_of(velocity)
-            found[table.parent / (row["file"] or "")] = replace(given, **values)
+            found[table.parent / (row["file"] or "")] = given_in(row, given)
         except (ValueError, InputError) as error:
             raise InputError(f"{table} line {number}: {error}") from None
     return found
