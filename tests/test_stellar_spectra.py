@@ -1122,7 +1122,7 @@ def test_real_stars(real_data, tmp_path):
 def test_flags_mean_what_the_readme_says(real_data, tmp_path):
     """Few stars like those trained on are outliers, Wolf-Rayet stars are; a tenth of the range may be missing."""
     stars = data.load(real_data("spectra"), how="5550", libraries=["cflib_dev", "miles"])
-    model, meta = network.train(stars, tmp_path / "w", network.Settings(members=1, epochs=20), progress=False)
+    model, _ = network.train(stars, tmp_path / "w", network.Settings(members=1, epochs=20), progress=False)
     typed = stars.take(np.flatnonzero(np.isfinite(stars.codes())))
     assert np.mean(predict.misfit(model, typed.flux) > predict.OUTLIER) <= 0.01
     strange = data.load(real_data("spectra"), how="5550", libraries=["stelib"])

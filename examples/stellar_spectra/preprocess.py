@@ -176,7 +176,7 @@ def normalise(flux: np.ndarray, measured: np.ndarray, how: str, grid: Grid = GRI
     flux (bins,), measured (bins,) bool -> (bins,) float32. InputError if there is no light to divide by.
     """
     level = continuum(flux, measured, grid) if how == "continuum" else _at_5550(flux, measured, grid)
-    if not np.all(level > 0):
+    if not np.all(level > 1e-6 * np.abs(flux).max()):
         raise InputError("no light near 5550 Å to divide by" if how == "5550" else "the continuum is not positive")
     return (np.where(measured, flux, 0.0) / level).astype(np.float32)
 

@@ -112,8 +112,9 @@ def _checked(raw: _Raw, given: Given) -> Spectrum:
     try:
         if np.iscomplexobj(raw.flux):
             raise TypeError
-        wave = np.ascontiguousarray(raw.wave, dtype=np.float64)  # FITS is big-endian: native from here on
-        flux = np.ascontiguousarray(raw.flux, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            wave = np.ascontiguousarray(raw.wave, dtype=np.float64)  # FITS is big-endian: native from here on
+            flux = np.ascontiguousarray(raw.flux, dtype=np.float64)
     except (ValueError, TypeError):
         raise InputError("wavelengths and fluxes are no plain numbers") from None
     good = np.ones(len(flux), dtype=bool) if raw.good is None else np.asarray(raw.good, dtype=bool)
