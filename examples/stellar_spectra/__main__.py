@@ -6,10 +6,14 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .. import common
 from .preprocess import GRIDS, NORMALISATIONS
 from .readers import MEDIA, UNITS, Given, redshift_of
+
+if TYPE_CHECKING:
+    from .network import Settings
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")  # what the repository ships
 REMEDY = "make one with `python -m examples.stellar_spectra fetch --out DIR` or `... simulate --out DIR`"
@@ -34,19 +38,7 @@ def parser() -> argparse.ArgumentParser:
         commands, "train", "Train on a folder of spectra with types; the test part is not looked at."
     )
     add_data(p)
-    p.add_argument("--network", default="tanh", choices=["tanh", "cnn", "autoencoder"], help="the body")
-    p.add_argument("--members", type=int, default=5, help="networks, started differently, whose answers are averaged")
-    p.add_argument("--hidden", type=int, default=20, help="tanh neurons before the outputs")
-    p.add_argument("--normalisation", default="5550", choices=NORMALISATIONS,
-                   help="divide by the flux at 5550 Å or by a running continuum")  # fmt: skip
-    p.add_argument("--epochs", type=int, default=150, help="passes over the training part")
-    p.add_argument("--pretrain", type=int, default=30, help="passes without labels (network autoencoder)")
-    p.add_argument("--batch-size", type=int, default=32, help="spectra a step")
-    p.add_argument("--lr", type=float, default=0.003, help="learning rate at the start; it falls as a cosine to 0")
-    p.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW")
-    p.add_argument("--jitter", type=float, default=1.0, help="how much velocity, dust and noise vary in training")
-    p.add_argument("--seed", type=common.seed, default=0, help="of the split, the first weights and the order")
-    p.add_argument("--fold", type=int, default=0, help="which fifth of the stars is the test part, 0..4")
+    add_settings(p)
     p.add_argument("--resume", action="store_true", help="go on from --out if it exists")
     common.add_threads(p)
     common.add_output(p, "trained network (.safetensors)")
@@ -89,6 +81,41 @@ def add_data(p: argparse.ArgumentParser) -> None:
     """Add where the spectra are and which of them to take."""
     p.add_argument("--data", type=Path, help="folder with labels.csv or NAME.npz + NAME.csv ($MINIDL_DATA/spectra)")
     p.add_argument("--libraries", nargs="+", metavar="NAME", help="libraries of the folder to take (all)")
+
+
+def add_settings(p: argparse.ArgumentParser) -> None:
+    """Add what training depends on; an option that is not given takes the value that suits the network."""
+    from .network import CORRUPTIONS, NETWORKS, USES
+
+    def add(name: str, text: str, kind: type = int, **more: Any) -> None:
+        p.add_argument(name, help=text, type=None if "choices" in more else kind, default=None, **more)
+
+    p.add_argument("--network", default="tanh", choices=NETWORKS, help="the body")
+    add("--members", "networks, started differently, whose answers are averaged (tanh, deep 5; others 3)")
+    add("--hidden", "neurons before the outputs (tanh 20, deep 32, others 64)")
+    add("--normalisation", "divide by the flux at 5550 Å or by a running continuum (5550)", choices=NORMALISATIONS)
+    add("--grid", "bins: 3900-6800 Å at 5 Å, or 3650-9350 Å at 3 Å (580)", choices=list(GRIDS))
+    add("--epochs", "passes over the training part (tanh, deep 60; others 50)")
+    add("--batch-size", "spectra a step (32)")
+    add("--lr", "learning rate at the start; it falls as a cosine to 0 (tanh, deep 0.003; others 0.002)", float)
+    add("--weight-decay", "of AdamW (0.1)", float)
+    add("--jitter", "how much velocity, flux shape and noise vary in training (1)", float)
+    add("--lead", "library whose types set the scale: an epoch shows its spectra three times (none)", str)
+    add("--pretrain", "passes without labels over all spectra outside the test part, autoencoders only (30)")
+    add("--corrupt", "what the autoencoder has to make good meanwhile (noise)", choices=CORRUPTIONS)
+    add("--labels", "train on so many spectra only, drawn class by class (all)")
+    add("--use", "parts to train on, up to which: train (60 %, the validation part chooses the epoch), validation "
+        "(80 %, all epochs), all (nothing is left to test on) (train)", choices=USES)  # fmt: skip
+    add("--seed", "of the split, the first weights and the order (0)", common.seed)
+    add("--fold", "which fifth of the stars is the test part, 0..4 (0)")
+
+
+def settings_of(a: argparse.Namespace) -> Settings:
+    """These options as one."""
+    from .network import Settings
+
+    chosen = {name: getattr(a, name, None) for name in Settings.__dataclass_fields__ if name != "network"}
+    return Settings.of(a.network, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def add_given(p: argparse.ArgumentParser) -> None:
@@ -140,17 +167,19 @@ def _train(a: argparse.Namespace) -> None:
 
     folder = common.data_folder(a.data, "spectra", REMEDY)
     common.check_file(a.out, a.overwrite or a.resume)
-    names = network.Settings.__dataclass_fields__
-    settings = network.Settings(**{name: getattr(a, name) for name in names if hasattr(a, name)})
-    stars = data.load(folder, how=settings.normalisation, libraries=a.libraries)
+    settings = settings_of(a)
+    stars = data.load(folder, how=settings.normalisation, grid=settings.grid, libraries=a.libraries)
     print(f"{stars.kind} data, {stars.describe()}")
     _, meta = network.train(stars, a.out, settings, resume=a.resume)
-    best = min(meta["history"], key=lambda row: row["val_loss"])
     counts = ", ".join(f"{n} {part}" for part, n in meta["counts"].items())
-    print(
-        f"{counts} spectra, split by star; best epoch {best['epoch']:.0f}: validation sigma {best['val_sigma']:.2f} "
-        f"subclasses, class right {best['val_accuracy']:.3f}; written to {a.out}"
-    )
+    said = f"all {settings.epochs} epochs used"
+    if settings.use == "train":
+        best = min(meta["history"], key=lambda row: row["val_loss"])
+        said = (
+            f"best epoch {best['epoch']:.0f}: validation sigma {best['val_sigma']:.2f} subclasses, "
+            f"class right {best['val_accuracy']:.3f}"
+        )
+    print(f"{counts} spectra, split by star; {said}; written to {a.out}")
 
 
 def _prepare(a: argparse.Namespace) -> None:

@@ -113,7 +113,8 @@ def test(weights: Sequence[Path], folder: Path, libraries: Sequence[str] | None)
             raise InputError(f"{path} and {weights[0]} are not folds of one training: their settings differ")
         metas.append(meta)
         if len(metas) == 1:
-            stars = load(folder, how=meta["settings"]["normalisation"], libraries=libraries)
+            settings = meta["settings"]
+            stars = load(folder, how=settings["normalisation"], grid=settings["grid"], libraries=libraries)
         names = list(zip(stars.libraries, stars.stars, stars.files, strict=True))
         part = unseen(stars, meta, tested)
         tested |= {names[i] for i in part}

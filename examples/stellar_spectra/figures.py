@@ -140,21 +140,24 @@ def _examples(result: evaluate.Result, kind: str) -> Figure:
 
 
 def _training(meta: dict[str, Any]) -> Figure:
-    """Loss, and the error of the code on the validation part, against the epoch."""
+    """Loss, and the error of the code on the validation part where there is one, against the epoch."""
     history = meta["history"]
     epoch = [row["epoch"] for row in history]
-    figure, (left, right) = subplots(9, 3.4, 1, 2)
+    validated = "val_loss" in history[0]
+    figure, axes = subplots(9 if validated else 5, 3.4, 1, 1 + validated, squeeze=False)
+    left, right = axes[0, 0], axes[0, -1]
     left.plot(epoch, [row["loss"] for row in history], color=COLOURS[0], label="training")
-    left.plot(epoch, [row["val_loss"] for row in history], color=COLOURS[1], ls="--", label="validation")
     left.set(xlabel="epoch", ylabel="loss", yscale="log")
+    if validated:
+        left.plot(epoch, [row["val_loss"] for row in history], color=COLOURS[1], ls="--", label="validation")
+        right.plot(epoch, [row["val_sigma"] for row in history], color=COLOURS[1], label="σ of the code / subclasses")
+        right.set(xlabel="epoch", ylabel="σ / subclasses", yscale="log")
+        best = min(history, key=lambda row: row["val_loss"])
+        right.axvline(best["epoch"], color="0.6", lw=1)
+        right.set_title(f"validation; the best epoch, {best['epoch']:.0f}, is kept", fontsize=10)
     left.legend()
-    right.plot(epoch, [row["val_sigma"] for row in history], color=COLOURS[1], label="σ of the code / subclasses")
-    right.set(xlabel="epoch", ylabel="σ / subclasses", yscale="log")
     for ax in (left, right):
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
-    best = min(history, key=lambda row: row["val_loss"])
-    right.axvline(best["epoch"], color="0.6", lw=1)
-    right.set_title(f"validation; the best epoch, {best['epoch']:.0f}, is kept", fontsize=10)
     figure.suptitle(f"Training ({meta['data']} spectra of {', '.join(meta['libraries'])})", fontsize=11)
     return figure
