@@ -824,6 +824,37 @@ def test_noise_alone_is_no_misfit():
         assert low <= found <= high, found
 
 
+def test_the_scale_of_a_spectrum_without_5550_is_found_again():
+    rng = np.random.default_rng(0)
+    shapes = np.stack([np.sin(CENTRES / 300), np.cos(CENTRES / 500), (CENTRES - 5550) / 1000])
+    flux = 4 + rng.normal(size=(80, 3)) @ shapes + 0.01 * rng.normal(size=(80, 580))
+    flux = (flux / flux[:, [330]]).astype(np.float32)  # 1 at 5550 Å
+    model = network.StarNetwork([], flux[:60])
+    blue = flux[60:].copy()
+    blue[:10, 300:] = np.nan
+    unknown = blue * rng.lognormal(sigma=2, size=(20, 1)).astype(np.float32)
+    found = predict.rescaled(model, unknown, GRIDS["580"])
+    assert np.nanmax(np.abs(found[:10] / blue[:10] - 1)) <= 0.03
+    assert np.array_equal(found[10:], unknown[10:])  # these have 5550 Å and are in their scale
+
+
+def test_less_of_the_range_is_accepted_if_asked_for(simulated, weights, tmp_path, capsys):
+    flux, header = fits.getdata(sorted(simulated.glob("*.fits"))[0], header=True)
+    wave = header["CRVAL1"] + np.arange(len(flux))
+    for name, keep in (("blue", wave < 5300), ("gap", (wave < 5400) | (wave > 5700))):
+        write_image(tmp_path / f"{name}.fits", np.where(keep, flux, np.nan), CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    words = ["predict", tmp_path, "--weights", weights, "--out", tmp_path / "t.csv", "--overwrite"]
+    assert command(*words) == 1
+    assert "blue.fits: only 48.3% of 3900-6800 Å is measured; 65% are needed" in capsys.readouterr().err
+    assert command(*words, "--coverage", 0.4) == 0
+    blue, gap = table_of(tmp_path / "t.csv")
+    assert (blue["coverage"], gap["coverage"]) == ("0.483", "0.897")
+    assert blue["flags"].startswith("extrapolated") and gap["flags"].startswith("extrapolated")
+    with pytest.raises(InputError, match="5550"):  # nothing is trained on a guessed scale
+        data.prepare(readers.read(tmp_path / "gap.fits"))
+    assert command(*words, "--coverage", 40) == 2 and "between 0.05 and 1" in one_line(capsys)
+
+
 def test_types_against_a_catalogue(simulated, weights, tmp_path, capsys):
     _, meta = network.load(weights)
     words = ["predict", simulated, "--weights", weights, "--out", tmp_path / "t.csv"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import common
-from .preprocess import GRIDS, NORMALISATIONS
+from .preprocess import COVERAGE, GRIDS, NORMALISATIONS
 from .readers import MEDIA, UNITS, Given, redshift_of
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
                    help="table of more: file and, where known, fwhm, unit, medium, redshift or velocity")  # fmt: skip
     p.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="file that train wrote")
     add_given(p)
+    p.add_argument("--coverage", type=float, default=COVERAGE, metavar="SHARE",
+                   help="least share of the network's range that must have been measured, 0.05..1")  # fmt: skip
     p.add_argument("--compare", type=Path, metavar="CSV",
                    help="catalogue with spectral_type and file or star: print how far the types agree")  # fmt: skip
     p.add_argument("--pictures", type=Path, metavar="DIR", help="folder for a picture of each star")
@@ -199,10 +201,11 @@ def _predict(a: argparse.Namespace) -> int:
     from . import predict
 
     given = given_of(a)
-    files = predict.spectra_in(a.files, given) | (predict.listed(a.list, given) if a.list else {})
+    files = predict.spectra_in(a.files, given, (a.out, a.list, a.compare))
+    files |= predict.listed(a.list, given) if a.list else {}
     if not files:
         raise common.InputError("no spectra: name files or folders, or a --list")
-    options = predict.Options(a.pictures, a.compare, a.resume, a.overwrite)
+    options = predict.Options(a.coverage, a.pictures, a.compare, a.resume, a.overwrite)
     return predict.predict(files, a.weights, a.out, options)
 
 

@@ -46,7 +46,7 @@ def draw_steps(stages: list[Stage], grid: Grid, title: str, path: Path) -> Path:
     if "running" in stages[-1].title:
         level = continuum(np.where(known, flux, 0.0), known, grid)
         axes[-2].plot(wave, np.where(known, level, np.nan), color=GREEN, lw=1.2)
-    else:
+    elif "5550 Å" in stages[-1].title and "mean" not in stages[-1].title:
         axes[-2].axvspan(5525, 5575, color=GREEN, alpha=0.3, lw=0)
     _features(axes[0], grid)
     axes[0].set_yticks([])  # in whatever unit

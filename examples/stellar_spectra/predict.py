@@ -22,7 +22,7 @@ from .codes import CLASSES, LUMINOSITIES, SUBCLASS, encode, parse
 from .data import Stars, given_in, read_table, star_key
 from .evaluate import Result, confusion, errors, types_of
 from .network import Prediction, StarNetwork, apply, load
-from .preprocess import FWHM, GRIDS, Grid, Prepared, Spectrum, prepare_in_steps
+from .preprocess import COVERAGE, FWHM, GRIDS, Grid, Prepared, Spectrum, near_5550, prepare_in_steps
 from .readers import Given, read
 
 SUFFIXES = (".fits", ".fit", ".fts", ".txt", ".dat", ".asc", ".ascii", ".csv", ".spec", ".sp", ".gz", ".bz2")
@@ -48,8 +48,10 @@ Row = dict[str, Any]
 
 @dataclass
 class Options:
-    """What to do beside predicting: where pictures go, a catalogue to compare with, whether to go on or replace."""
+    """How to predict: the least share of the range that must have been measured, where pictures go, a catalogue to
+    compare with, whether to go on or replace."""
 
+    coverage: float = COVERAGE
     pictures: Path | None = None
     compare: Path | None = None
     resume: bool = False
@@ -68,7 +70,10 @@ def predict(files: dict[Path, Given], weights: Path, out: Path, options: Options
         raise InputError(f"{options.pictures} is a file: give --pictures the name of a folder")
     catalogue = Catalogue(options.compare) if options.compare else None
     model, meta = load(weights)
-    about = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "columns": COLUMNS}
+    if not 0.05 <= options.coverage <= 1:
+        raise InputError(f"--coverage {options.coverage:g}: a share between 0.05 and 1 is expected")
+    about = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "columns": COLUMNS,
+             "coverage": options.coverage}  # fmt: skip
     running = out.with_name(out.name + ".running")
     keys = {file: _key(file, given) for file, given in files.items()}
     with closing(_Journal(running, about, options.resume, options.overwrite)) as journal:
@@ -76,7 +81,7 @@ def predict(files: dict[Path, Given], weights: Path, out: Path, options: Options
         if len(left) < len(files):
             print(f"{len(files) - len(left)} of {len(files)} files were done before", file=sys.stderr)
         pictures = picture_names(files, options.pictures) if options.pictures else {}
-        bad = _predict(left, model, meta, journal, pictures)
+        bad = _predict(left, model, meta, journal, pictures, options.coverage)
         rows = [journal.rows[key] for key in keys.values() if key in journal.rows]
     if not rows:
         running.unlink()
@@ -104,18 +109,19 @@ class Ready(NamedTuple):
     prepared: Prepared
 
 
-def ready(file: Path, given: Given, how: str, grid: Grid) -> Ready:
+def ready(file: Path, given: Given, how: str, grid: Grid, least: float = COVERAGE) -> Ready:
     """Read and prepare one file; InputError names it."""
     spectrum = read(file, given)
     try:
-        return Ready(file, given, spectrum, prepare_in_steps(spectrum, how=how, grid=grid))
+        return Ready(file, given, spectrum, prepare_in_steps(spectrum, how=how, grid=grid, least=least))
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
 
 def _predict(
-    left: dict[Path, Given], model: StarNetwork, meta: dict[str, Any], journal: _Journal, pictures: dict[Path, Path]
-) -> int:
+    left: dict[Path, Given], model: StarNetwork, meta: dict[str, Any], journal: _Journal, pictures: dict[Path, Path],
+    least: float,
+) -> int:  # fmt: skip
     """Predict the files that are left, batch by batch, into the journal -> how many could not be used."""
     how, grid = meta["settings"]["normalisation"], GRIDS[meta["settings"].get("grid", "580")]
     items, bad = list(left.items()), 0
@@ -124,7 +130,7 @@ def _predict(
             used = []
             for file, given in items[start : start + BATCH]:
                 try:
-                    used.append(ready(file, given, how, grid))
+                    used.append(ready(file, given, how, grid, least))
                 except InputError as error:
                     bad += 1
                     bar.write(f"error: {error}", file=sys.stderr)
@@ -132,12 +138,14 @@ def _predict(
             if not used:
                 continue
             flux = np.stack([star.prepared.flux for star in used])
+            if how == "5550":
+                flux = rescaled(model, flux, grid)
             rows = rows_of(used, apply(model, flux), misfit(model, flux))
             if pictures:
                 from .pictures import draw_star  # matplotlib, which prediction does not need
 
-                for star, row, whole in zip(used, rows, model.fill(flux), strict=True):
-                    draw_star(row, star.prepared.flux, whole, grid, meta["data"], pictures[star.file])
+                for star, row, own, whole in zip(used, rows, flux, model.fill(flux), strict=True):
+                    draw_star(row, own, whole, grid, meta["data"], pictures[star.file])
             journal.add({_key(star.file, star.given): row for star, row in zip(used, rows, strict=True)})
     return bad
 
@@ -185,16 +193,38 @@ def misfit(model: StarNetwork, flux: np.ndarray) -> np.ndarray:
     return out
 
 
+def rescaled(model: StarNetwork, flux: np.ndarray, grid: Grid) -> np.ndarray:
+    """Spectra (N, bins) of which 5550 Å was not measured, in the scale in which their flux there would likely be 1.
+
+    The unknown factor s is fitted together with the components: min |s·f − mean − c·basis|²/σ² + |c|².
+    """
+    flux, sigma = flux.copy(), float(model.noise[0])
+    for i in np.flatnonzero(~np.isfinite(flux[:, near_5550(grid)]).any(1)):
+        known = np.isfinite(flux[i])
+        mean, rows = (
+            (model.mean[known] / sigma).astype(np.float64),
+            np.vstack([flux[i], -model.basis])[:, known] / sigma,
+        )
+        normal = rows @ rows.T + np.diag([0.0, *np.ones(len(model.basis))])
+        flux[i] *= np.linalg.solve(normal, rows @ mean)[0]
+    return flux
+
+
 # --- files in, table out -------------------------------------------------------------------------------------------
-def spectra_in(paths: Sequence[Path], given: Given) -> dict[Path, Given]:
-    """The files named, and those of the folders named that may be spectra (hidden ones, tables and others left out)."""
+def spectra_in(paths: Sequence[Path], given: Given, but: Iterable[Path | None] = ()) -> dict[Path, Given]:
+    """The files named, and those of the folders named that may be spectra; hidden ones and the tables in `but` are not.
+
+    InputError if a folder holds none.
+    """
     found: dict[Path, Given] = {}
+    tables = {path.resolve() for path in but if path}
     for path in paths:
         if not path.is_dir():
             found[path] = given
             continue
         inside = sorted(p for p in path.rglob("[!.]*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-        inside = [p for p in inside if p.name != "labels.csv" and "/." not in f"/{p.relative_to(path).as_posix()}"]
+        inside = [p for p in inside if "/." not in f"/{p.relative_to(path).as_posix()}" and p.name != "labels.csv"]
+        inside = [p for p in inside if p.resolve() not in tables]
         if not inside:
             raise InputError(f"{path} holds no file that may be a spectrum ({' '.join(SUFFIXES)})")
         found |= dict.fromkeys(inside, given)
@@ -241,7 +271,7 @@ class _Journal:
         try:
             entries = [json.loads(line) for line in lines]
             if entries and entries[0] != about:
-                raise InputError(f"{path} was made with other weights: --overwrite starts anew")
+                raise InputError(f"{path} was made with other weights or --coverage: --overwrite starts anew")
             self.rows = {key: row for entry in entries[1:] for key, row in entry.items()}
         except (ValueError, AttributeError) as error:
             raise InputError(f"{path}: cannot go on from it ({error}); --overwrite starts anew") from None
