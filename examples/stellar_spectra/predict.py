@@ -27,15 +27,15 @@ from .readers import Given, read
 
 SUFFIXES = (".fits", ".fit", ".fts", ".txt", ".dat", ".asc", ".ascii", ".csv", ".spec", ".sp", ".gz", ".bz2")
 BATCH = 256  # spectra in memory at a time
-# When a prediction is flagged. In the training and validation parts of CFLIB and MILES 1 star in 200 has a misfit above
-# 2.5; cutting validation spectra down to 90 % of the range changed no error (README, "Flags").
+# When a prediction is flagged. Of the training and validation parts of CFLIB and MILES 1 star in 200 has a misfit above
+# 2.5, or 1 in 100 one above 6 where the telluric bands are in; cut down to 90 % of the range they lose nothing (README).
 DOUBTFUL = 7.0  # subclasses between the printed type and the code
 EXTRAPOLATED = 0.9  # share of the range that was measured
-OUTLIER = 2.5  # misfit
+OUTLIER = {"580": 2.5, "1900": 6.0}  # misfit, by grid
 FLAGS = {
     "extrapolated": "less than 90 % of the range was measured; the rest is a likely filling",
     "coarse": "the resolution is coarser than the network's 4.5 Å",
-    "outlier": "no star of the training part looks like this: the misfit is above 2.5",
+    "outlier": "no star of the training part looks like this: the misfit is above 2.5 (grid 1900: 6)",
     "doubtful": "class and code are more than 7 subclasses apart",
 }
 P_CLASS = [f"p_{c}" for c in CLASSES]
@@ -123,7 +123,8 @@ def _predict(
     least: float,
 ) -> int:  # fmt: skip
     """Predict the files that are left, batch by batch, into the journal -> how many could not be used."""
-    how, grid = meta["settings"]["normalisation"], GRIDS[meta["settings"].get("grid", "580")]
+    how, name = meta["settings"]["normalisation"], meta["settings"].get("grid", "580")
+    grid = GRIDS[name]
     items, bad = list(left.items()), 0
     with tqdm(total=len(left), unit="star", leave=False, disable=not sys.stderr.isatty()) as bar:
         for start in range(0, len(items), BATCH):
@@ -140,7 +141,7 @@ def _predict(
             flux = np.stack([star.prepared.flux for star in used])
             if how == "5550":
                 flux = rescaled(model, flux, grid)
-            rows = rows_of(used, apply(model, flux), misfit(model, flux))
+            rows = rows_of(used, apply(model, flux), misfit(model, flux), OUTLIER[name])
             if pictures:
                 from .pictures import draw_star  # matplotlib, which prediction does not need
 
@@ -154,15 +155,15 @@ def _key(file: Path, given: Given) -> str:
     return json.dumps([str(file), *asdict(given).values()])
 
 
-def rows_of(used: Sequence[Ready], prediction: Prediction, misfits: np.ndarray) -> list[Row]:
-    """What the table says of each of N stars, given N predictions and misfits (N,)."""
+def rows_of(used: Sequence[Ready], prediction: Prediction, misfits: np.ndarray, limit: float) -> list[Row]:
+    """What the table says of each of N stars, given N predictions and misfits (N,), outliers beyond `limit`."""
     rows = []
     for i, (star, kind) in enumerate(zip(used, types_of(prediction), strict=True)):
         code, prepared = float(prediction.code[i]), star.prepared
         true = {
             "extrapolated": prepared.coverage < EXTRAPOLATED,
             "coarse": prepared.fwhm > FWHM + 0.5,
-            "outlier": misfits[i] > OUTLIER,
+            "outlier": misfits[i] > limit,
             "doubtful": abs(encode(kind) - code) > DOUBTFUL * SUBCLASS,
         }
         rows.append({
