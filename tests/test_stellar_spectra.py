@@ -1162,11 +1162,15 @@ def test_flags_mean_what_the_readme_says(real_data, tmp_path):
     assert len(rayet) == 6 and (predict.misfit(model, rayet.flux) > 4).all()
     part = stars.take(data.split(stars)["validation"])
     part = part.take(np.flatnonzero(np.isfinite(part.flux).all(1)))
+    galaxies = np.stack([np.interp(CENTRES, CENTRES * 1.05, f) for f in part.flux]).astype(np.float32)
+    assert np.mean(predict.misfit(model, galaxies) > predict.OUTLIER["580"]) >= 0.95
     whole = evaluate.errors(network.apply(model, part.flux), part)["sigma"]
     for cut in (slice(0, 58), slice(-58, None), slice(200, 258)):
         flux = part.flux.copy()
         flux[:, cut] = np.nan
         assert evaluate.errors(network.apply(model, flux), part)["sigma"] <= 1.1 * whole
+    moved = np.stack([np.interp(CENTRES, CENTRES * (1 + 5e-4), f) for f in part.flux]).astype(np.float32)  # 150 km/s
+    assert evaluate.errors(network.apply(model, moved), part)["sigma"] <= 1.1 * whole
     for keep, most in ((CENTRES > 5000, 1.6), (CENTRES < 5500, 1.9), (CENTRES < 5200, 2.4)):
         unit = 1 if keep[330] else 7  # what holds 5550 Å is normalised there
         flux = predict.rescaled(model, unit * np.where(keep, part.flux, np.float32(np.nan)), GRIDS["580"])

@@ -106,8 +106,8 @@ def add_settings(p: argparse.ArgumentParser) -> None:
     add("--pretrain", "passes without labels over all spectra outside the test part, autoencoders only (30)")
     add("--corrupt", "what the autoencoder has to make good meanwhile (noise)", choices=CORRUPTIONS)
     add("--labels", "train on so many spectra only, drawn class by class (all)")
-    add("--use", "parts to train on, up to which: train (60 %, the validation part chooses the epoch), validation "
-        "(80 %, all epochs), all (nothing is left to test on) (train)", choices=USES)  # fmt: skip
+    add("--use", "parts to train on, up to which: train (60 %%, the validation part chooses the epoch), validation "
+        "(80 %%, all epochs), all (nothing is left to test on) (train)", choices=USES)  # fmt: skip
     add("--seed", "of the split, the first weights and the order (0)", common.seed)
     add("--fold", "which fifth of the stars is the test part, 0..4 (0)")
 

@@ -28,7 +28,7 @@ from .readers import Given, read
 SUFFIXES = (".fits", ".fit", ".fts", ".txt", ".dat", ".asc", ".ascii", ".csv", ".spec", ".sp", ".gz", ".bz2")
 BATCH = 256  # spectra in memory at a time
 # When a prediction is flagged. Of the training and validation parts of CFLIB and MILES 1 star in 200 has a misfit above
-# 2.5, or 1 in 100 one above 6 where the telluric bands are in; cut down to 90 % of the range they lose nothing (README).
+# 2.5, 1 in 100 one above 6 where telluric bands are in; cut down to 90 % of the range they lose nothing (README).
 DOUBTFUL = 7.0  # subclasses between the printed type and the code
 EXTRAPOLATED = 0.9  # share of the range that was measured
 OUTLIER = {"580": 2.5, "1900": 6.0}  # misfit, by grid
