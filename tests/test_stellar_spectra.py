@@ -662,7 +662,7 @@ def test_a_spectrum_at_odds_with_itself_is_called_doubtful(simulated, weights, t
     monkeypatch.setattr(predict, "apply", lambda *_: said)
     file = sorted(simulated.glob("*.fits"))[0]
     assert command("predict", file, "--weights", weights, "--out", tmp_path / "types.csv") == 0
-    assert "flagged 1 doubtful" in capsys.readouterr().out
+    assert "1 flagged doubtful: class and code are" in capsys.readouterr().out
     assert table_of(tmp_path / "types.csv")[0]["spectral_type"] == "O9.5 V"
 
 
@@ -769,7 +769,9 @@ def test_an_interrupted_run_goes_on(simulated, weights, tmp_path, capsys, monkey
 
     monkeypatch.setattr(predict, "apply", interrupted)
     out, running = tmp_path / "t.csv", tmp_path / "t.csv.running"
+    capsys.readouterr()
     assert command(*words, out) == 130 and not out.exists()
+    assert "7 of 11 files are done: --resume goes on" in capsys.readouterr().err
     with open(running, "a") as file:
         file.write('{"torn": {"co')
     capsys.readouterr()

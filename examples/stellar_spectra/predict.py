@@ -81,7 +81,11 @@ def predict(files: dict[Path, Given], weights: Path, out: Path, options: Options
         if len(left) < len(files):
             print(f"{len(files) - len(left)} of {len(files)} files were done before", file=sys.stderr)
         pictures = picture_names(files, options.pictures) if options.pictures else {}
-        bad = _predict(left, model, meta, journal, pictures, options.coverage)
+        try:
+            bad = _predict(left, model, meta, journal, pictures, options.coverage)
+        except KeyboardInterrupt:
+            print(f"{len(journal.rows)} of {len(files)} files are done: --resume goes on", file=sys.stderr)
+            raise
         rows = [journal.rows[key] for key in keys.values() if key in journal.rows]
     if not rows:
         running.unlink()
@@ -92,9 +96,10 @@ def predict(files: dict[Path, Given], weights: Path, out: Path, options: Options
     running.unlink()
     trained_on = "simulated spectra: a lesson, not a measurement" if meta["data"] == "simulated" else "real spectra"
     counts = Counter(flag for row in rows for flag in row["flags"].split())
-    flagged = "; flagged " + ", ".join(f"{n} {flag}" for flag, n in counts.items()) if counts else ""
     failed = f"; {bad} files left out" if bad else ""
-    print(f"{len(rows)} types in {out} (network trained on {trained_on}){flagged}{failed}")
+    print(f"{len(rows)} types in {out} (network trained on {trained_on}){failed}")
+    for flag, n in counts.items():
+        print(f"{n} flagged {flag}: {FLAGS[flag]}")
     for table in compared(rows, meta) if catalogue else []:
         print(f"\n{table.text()}")
     return 1 if bad else 0
