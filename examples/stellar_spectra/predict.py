@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from minidl.checkpoint import atomic_write
 
-from ..common import InputError, Table, check_file, write_csv
-from .codes import CLASSES, LUMINOSITIES, SUBCLASS, encode, parse
-from .data import Stars, given_in, read_table, star_key
-from .evaluate import Result, confusion, errors, types_of
+from ..common import InputError, check_file, write_csv
+from .codes import SUBCLASS, encode
+from .compare import P_CLASS, P_LUMINOSITY, Catalogue, Row, compared
+from .data import given_in, read_table
+from .evaluate import types_of
 from .network import Prediction, StarNetwork, apply, load
 from .preprocess import COVERAGE, FWHM, GRIDS, Grid, Prepared, Spectrum, near_5550, prepare_in_steps
 from .readers import Given, read
@@ -38,12 +39,9 @@ FLAGS = {
     "outlier": "no star of the training part looks like this: the misfit is above 2.5 (grid 1900: 6)",
     "doubtful": "class and code are more than 7 subclasses apart",
 }
-P_CLASS = [f"p_{c}" for c in CLASSES]
-P_LUMINOSITY = [f"p_{lum}" for lum in LUMINOSITIES]
 COLUMNS = ["file", "star", "spectral_type", "code", "code_error", *P_CLASS, "luminosity", *P_LUMINOSITY,
            "coverage", "fwhm", "misfit", "flags", "notes"]  # fmt: skip
 _DIGITS = {"code": 1, "code_error": 1, "coverage": 3, "fwhm": 2, "misfit": 2, "difference": 2}
-Row = dict[str, Any]
 
 
 @dataclass
@@ -207,10 +205,8 @@ def rescaled(model: StarNetwork, flux: np.ndarray, grid: Grid) -> np.ndarray:
     flux, sigma = flux.copy(), float(model.noise[0])
     for i in np.flatnonzero(~np.isfinite(flux[:, near_5550(grid)]).any(1)):
         known = np.isfinite(flux[i])
-        mean, rows = (
-            (model.mean[known] / sigma).astype(np.float64),
-            np.vstack([flux[i], -model.basis])[:, known] / sigma,
-        )
+        mean = model.mean[known].astype(np.float64) / sigma
+        rows = np.vstack([flux[i], -model.basis])[:, known] / sigma
         normal = rows @ rows.T + np.diag([0.0, *np.ones(len(model.basis))])
         flux[i] *= np.linalg.solve(normal, rows @ mean)[0]
     return flux
@@ -318,95 +314,3 @@ def write(out: Path, rows: Sequence[Row], overwrite: bool) -> None:
 
 def _printed(column: str, value: Any) -> str:
     return f"{value:.{_DIGITS.get(column, 4)}f}" if isinstance(value, float) else str(value)
-
-
-# --- against a catalogue -------------------------------------------------------------------------------------------
-class Catalogue:
-    """Types from a CSV table: columns spectral_type or sptype, and file (matched first), star or name.
-
-    InputError if these columns are not there.
-    """
-
-    def __init__(self, path: Path) -> None:
-        columns, rows = read_table(path)
-        kind = next((c for c in ("spectral_type", "sptype") if c in columns), None)
-        stars = [c for c in ("star", "name") if c in columns]
-        if kind is None or not (stars or "file" in columns):
-            raise InputError(f"{path}: columns spectral_type (or sptype) and file or star are needed, it has {columns}")
-        self.path = path
-        self._files: dict[str, list[tuple[str, str, str]]] = {}
-        self._stars: dict[str, str] = {}
-        for row in rows:
-            star = next((row[c] for c in stars if row[c]), "")
-            file = row.get("file") or ""
-            if file:
-                self._files.setdefault(Path(file).name, []).append((file, row[kind] or "", star))
-            if star:
-                self._stars[star_key(star)] = row[kind] or ""
-
-    def find(self, file: str, star: str) -> tuple[str, str] | None:
-        """Type and star's name of a file, or None: by the file's name, else by the star's."""
-        of_name = self._files.get(Path(file).name, [])
-        for known, kind, name in of_name:
-            if len(of_name) == 1 or Path(file).as_posix().endswith(known):
-                return kind, name or star
-        kind = self._stars.get(star_key(star))
-        return None if kind is None else (kind, star)
-
-    def add_to(self, rows: Sequence[Row]) -> None:
-        """Add catalogue_type and difference (predicted − catalogued, subclasses; NaN if unknown) to each row."""
-        matched = 0
-        for row in rows:
-            found = self.find(row["file"], row["star"])
-            kind = parse(found[0]) if found else None
-            matched += found is not None
-            if found:
-                row["star"] = found[1]
-            row["catalogue_type"] = kind.spaced() if kind else ""
-            row["difference"] = (row["code"] - encode(kind)) / SUBCLASS if kind and kind.sub is not None else np.nan
-        if not matched:
-            raise InputError(f"{self.path}: none of the {len(rows)} spectra is in it, by file or star")
-
-
-def compared(rows: Sequence[Row], meta: dict[str, Any]) -> list[Table]:
-    """The study's measures for rows with a catalogued type, apart for stars that the network was trained on."""
-    known = [row for row in rows if np.isfinite(row["difference"])]
-    if not known:
-        return [Table("No spectrum has a catalogued type with a subclass: nothing to compare", [""], [])]
-    seen = set(meta["seen"])
-    parts = {
-        "stars not trained on": [row for row in known if star_key(row["star"]) not in seen],
-        "stars trained on: no test": [row for row in known if star_key(row["star"]) in seen],
-    }
-    results = {name: _result(part, meta["data"]) for name, part in parts.items() if part}
-    lines = []
-    for name, r in results.items():
-        e = r.errors
-        units = [f"{e[k] / SUBCLASS:.2f}" for k in ("mean", "sigma", "rms", "mae", "sigma68")]
-        inside = float((np.abs(r.prediction.code - r.stars.codes()) <= r.prediction.spread).mean())
-        lines.append([name, e["n"], *units, f"{e['class_accuracy']:.3f}", f"{e['luminosity_accuracy']:.3f}",
-                      f"{inside:.2f}"])  # fmt: skip
-    header = ["", "N", "mean", "sigma", "rms", "MAE", "sigma68", "class", "lum.", "within code_error"]
-    left = len(rows) - len(known)
-    measures = Table(
-        "Predicted against catalogued types: errors in subclasses, shares right", header, lines,
-        f"{left} spectra without a full catalogued type are not counted." if left else "",
-    )  # fmt: skip
-    name, first = next(iter(results.items()))
-    matrix = [[c, *map(int, row)] for c, row in zip(CLASSES, confusion(first), strict=True)]
-    title = f"Confusion of classes, {name}: a row is the catalogue's class, a column the predicted one"
-    return [measures, Table(title, ["", *CLASSES], matrix)]
-
-
-def _result(rows: Sequence[Row], kind: str) -> Result:
-    """Rows with catalogued types as a `Result` of the study."""
-    names = [row["star"] for row in rows]
-    nothing = np.zeros((len(rows), 0), np.float32)
-    types = [parse(row["catalogue_type"]) for row in rows]
-    stars = Stars(nothing, types, names, [""] * len(rows), [row["file"] for row in rows], kind)
-    p_class, p_luminosity = (
-        np.array([[row[c] for c in columns] for row in rows]) for columns in (P_CLASS, P_LUMINOSITY)
-    )
-    code, spread = (np.array([row[c] for row in rows]) for c in ("code", "code_error"))
-    prediction = Prediction(code, p_class, p_luminosity, spread)
-    return Result(stars, prediction, errors(prediction, stars))
