@@ -5,7 +5,13 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import hashlib
+import http.server
+import importlib.metadata
 import json
+import os
+import re
+import threading
 import zipfile
 from pathlib import Path
 
@@ -15,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.common import InputError, run_command
-from examples.stellar_spectra import codes, data, evaluate, fetch, network, preprocess, readers, simulate
+from examples.stellar_spectra import codes, data, evaluate, fetch, network, predict, preprocess, readers, simulate
 from examples.stellar_spectra.__main__ import run
 from examples.stellar_spectra.codes import CLASSES, LUMINOSITIES, SpectralType
 from examples.stellar_spectra.preprocess import CENTRES, GRIDS, Spectrum
@@ -91,6 +97,7 @@ def test_one_star_has_one_key():
     assert data.star_key("HD 048682A") == data.star_key("HD48682") == "HD48682"
     assert data.star_key("BD+08 3095") == data.star_key("BD+083095") != data.star_key("BD-083095")
     assert data.star_key("HD 020902         Cl") == "HD20902"
+    assert data.star_key("BD+72 94") == data.star_key("BD+720094") and data.star_key("BD-10 3166") == "BD-10-3166"
 
 
 # --- preprocessing -------------------------------------------------------------------------------------------------
@@ -171,6 +178,21 @@ def test_a_spectrum_coarser_than_the_common_width_is_left():
     light = a_flux()
     for found in preprocess.to_common_fwhm(light, light, 8.0):
         assert np.array_equal(found, light)
+
+
+def test_masked_smoothing_is_that_of_astropy():
+    """Where pixels are masked, K∗(w·f) / K∗w is what astropy.convolution calls interpolation over NaN."""
+    from astropy.convolution import Gaussian1DKernel, convolve
+
+    flux = a_flux(np.arange(4000, 5000, 0.5)) + np.random.default_rng(0).normal(size=2000)
+    good = np.ones(2000)
+    good[300:303] = good[900:910] = 0
+    light, share = preprocess.to_common_fwhm(flux * good, good, 2.5)
+    sigma = np.sqrt(4.5**2 - 2.5**2) / np.sqrt(8 * np.log(2)) / 0.5
+    kernel = Gaussian1DKernel(sigma, x_size=2 * int(np.ceil(4 * sigma)) + 1)
+    theirs = convolve(np.where(good > 0, flux, np.nan), kernel, boundary="fill", nan_treatment="interpolate")
+    inside = slice(20, -20)
+    assert np.abs((light / share - theirs)[inside]).max() <= 1e-9
 
 
 def test_wavelengths_come_to_rest_in_air():
@@ -556,16 +578,6 @@ def test_from_simulation_to_prediction(simulated, weights, tmp_path, capsys):
     with open(out / "errors_units.csv") as file:
         row = next(csv.DictReader(file))
     assert float(row["sigma"]) < 700  # a chance order of classes would give 2000
-    files = sorted(simulated.glob("*.fits"))[:3]
-    table = tmp_path / "types.csv"
-    assert command("predict", *files, "--weights", weights, "--out", table) == 0
-    with open(table) as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["file", "spectral_type", "code", *(f"p_{c}" for c in CLASSES)]
-    assert [r["file"] for r in rows] == [str(f) for f in files]
-    for row in rows:
-        assert codes.parse(row["spectral_type"]).lum is not None
-        assert abs(sum(float(row[f"p_{c}"]) for c in CLASSES) - 1) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", ["cnn", "autoencoder"])
@@ -645,14 +657,13 @@ def test_gaps_are_filled_from_principal_components():
 
 
 def test_a_spectrum_at_odds_with_itself_is_called_doubtful(simulated, weights, tmp_path, capsys, monkeypatch):
-    from examples.stellar_spectra import predict
-
     p_class = np.eye(7)[[0]]  # the class head says O, the code says G2
     said = network.Prediction(np.array([5205.0]), p_class, np.eye(5)[[4]], np.zeros(1))
     monkeypatch.setattr(predict, "apply", lambda *_: said)
     file = sorted(simulated.glob("*.fits"))[0]
     assert command("predict", file, "--weights", weights, "--out", tmp_path / "types.csv") == 0
-    assert f"doubtful: {file}: class says O9.5V, code 5205 says G" in capsys.readouterr().err
+    assert "flagged 1 doubtful" in capsys.readouterr().out
+    assert table_of(tmp_path / "types.csv")[0]["spectral_type"] == "O9.5 V"
 
 
 def test_types_keep_class_and_subclass_together():
@@ -661,6 +672,237 @@ def test_types_keep_class_and_subclass_together():
     lum = np.tile([0, 0, 0, 0, 1.0], (2, 1))
     prediction = network.Prediction(np.array([6030.0, 5830.0]), p, lum, np.zeros(2))
     assert [str(t) for t in evaluate.types_of(prediction)] == ["G9.5V", "K0V"]
+
+
+# --- predict -------------------------------------------------------------------------------------------------------
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_says_all_of_each_star(simulated, weights, tmp_path, capsys):
+    files = sorted(simulated.glob("*.fits"))[:3]
+    assert command("predict", *files, "--weights", weights, "--out", tmp_path / "t.csv") == 0
+    assert "a lesson, not a measurement" in capsys.readouterr().out
+    rows = table_of(tmp_path / "t.csv")
+    assert list(rows[0]) == predict.COLUMNS and [r["file"] for r in rows] == [str(f) for f in files]
+    for row in rows:
+        kind = codes.parse(row["spectral_type"])
+        assert (
+            row["spectral_type"] == f"{kind._replace(lum=None)} {row['luminosity']}" and kind.lum == row["luminosity"]
+        )
+        assert max(CLASSES, key=lambda c: float(row[f"p_{c}"])) == kind.cls
+        for names in (predict.P_CLASS, predict.P_LUMINOSITY):
+            assert abs(sum(float(row[name]) for name in names) - 1) <= 1e-3
+        assert float(row["coverage"]) == 1 and float(row["fwhm"]) == 2.5
+    assert command("predict", *files, "--weights", weights, "--out", tmp_path / "t.fits") == 0
+    table = fits.getdata(tmp_path / "t.fits")
+    assert [n.lower() for n in table.names] == [c.lower() for c in predict.COLUMNS]
+    for row, other in zip(rows, table, strict=True):
+        assert row["spectral_type"] == other["spectral_type"] and abs(float(row["code"]) - other["code"]) <= 0.051
+
+
+def test_the_code_error_is_the_spread_of_the_members():
+    codes_of = np.array([[5200.0, 6100.0], [5240.0, 6100.0]])
+    said = network.Prediction(codes_of.mean(0), np.eye(7)[[4, 5]], np.eye(5)[[4, 2]], codes_of.std(0))
+    made = preprocess.prepare_in_steps(spectrum(a_flux()))
+    stars = [predict.Ready(Path("x"), readers.Given(), spectrum(a_flux()), made)] * 2
+    rows = predict.rows_of(stars, said, np.array([0.5, 9.0]), 2.5)
+    assert [r["code_error"] for r in rows] == [20.0, 0.0] and [r["flags"] for r in rows] == ["", "outlier"]
+    assert [r["spectral_type"] for r in rows] == ["G2 V", "K1 III"]
+
+
+def test_folders_and_lists_of_spectra(simulated, weights, tmp_path):
+    folder = tmp_path / "night"
+    (folder / "deep").mkdir(parents=True)
+    (folder / ".trash").mkdir()
+    first, second = sorted(simulated.glob("*.fits"))[:2]
+    for place in ("a.fits", "deep/b.fits", ".trash/c.fits", "log.doc"):
+        (folder / place).write_bytes(first.read_bytes())
+    (folder / "labels.csv").write_text("file\n")
+    flux, header = fits.getdata(second, header=True)
+    wave = header["CRVAL1"] + np.arange(len(flux))
+    stretch = 1 + 250 / 299792.458
+    (folder.parent / "moved.txt").write_text("\n".join(f"{w * stretch} {f}" for w, f in zip(wave, flux, strict=True)))
+    (tmp_path / "list.csv").write_text(f"file,velocity,fwhm,redshift\nmoved.txt,250,2.5,\n{second},,,\n")
+    words = ["predict", folder, "--list", tmp_path / "list.csv", "--weights", weights, "--out", tmp_path / "t.csv"]
+    assert command(*words) == 0
+    a, b, moved, still = table_of(tmp_path / "t.csv")
+    assert [Path(r["file"]).name for r in (a, b)] == ["a.fits", "b.fits"] and a["code"] == b["code"]
+    assert moved["notes"] == "z=0.00083391" and abs(float(moved["code"]) - float(still["code"])) <= 5
+    assert command(*words[:2], "--velocity", 250, "--weights", weights, "--out", tmp_path / "v.csv") == 0
+    assert table_of(tmp_path / "v.csv")[0]["code"] != a["code"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("star,type\na,G2V\n", "a column file is needed"),
+        ("file,velocity\na.fits,fast\n", "line 2: could not convert"),
+        ("file,redshift\na.fits,77\n", "line 2: redshift 77"),
+        ("file\n", "no spectra: name files"),
+    ],
+)
+def test_lists_that_cannot_be_used(text, message, weights, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text(text)
+    words = ["--list", tmp_path / "list.csv", "--weights", weights, "--out", tmp_path / "t.csv"]
+    assert command("predict", *words) == 2
+    assert message in one_line(capsys)
+    assert [p.name for p in tmp_path.iterdir()] == ["list.csv"]
+
+
+def test_an_interrupted_run_goes_on(simulated, weights, tmp_path, capsys, monkeypatch):
+    files = sorted(simulated.glob("*.fits"))[:10]
+    (tmp_path / "bad.txt").write_text("no spectrum")
+    words = ["predict", *files[:5], tmp_path / "bad.txt", *files[5:], "--weights", weights, "--out"]
+    monkeypatch.setattr(predict, "BATCH", 4)
+    assert command(*words, tmp_path / "whole.csv") == 1
+    work, numbers = predict.apply, []
+
+    def interrupted(model, flux):
+        numbers.append(len(flux))
+        if len(numbers) == 3:
+            raise KeyboardInterrupt
+        return work(model, flux)
+
+    monkeypatch.setattr(predict, "apply", interrupted)
+    out, running = tmp_path / "t.csv", tmp_path / "t.csv.running"
+    assert command(*words, out) == 130 and not out.exists()
+    with open(running, "a") as file:
+        file.write('{"torn": {"co')
+    capsys.readouterr()
+    assert command(*words, out) == 2 and "--resume goes on" in one_line(capsys)
+    assert command(*words, out, "--resume") == 1
+    assert "7 of 11 files were done before" in capsys.readouterr().err
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes() and not running.exists()
+    assert numbers == [4, 3, 3, 3]  # of 7 done before, none was done twice
+
+
+def test_a_running_table_of_other_weights_is_not_mixed_in(simulated, weights, tmp_path, capsys):
+    running = tmp_path / "t.csv.running"
+    words = ["predict", sorted(simulated.glob("*.fits"))[0], "--weights", weights, "--out", tmp_path / "t.csv"]
+    for text, message in (
+        ('{"weights": "others"}\n', "other weights"),
+        ("what\n", "cannot go on"),
+        ("[]\n[]\n", "other"),
+    ):
+        running.write_text(text)
+        assert command(*words, "--resume") == 2
+        assert message in one_line(capsys)
+    assert command(*words, "--overwrite") == 0 and not running.exists()
+
+
+def test_what_is_unlike_the_training_part_is_flagged(simulated, weights, tmp_path):
+    file = sorted(simulated.glob("*.fits"))[5]
+    flux, header = fits.getdata(file, header=True)
+    wave = header["CRVAL1"] + np.arange(len(flux))
+    nebula = flux + sum(np.median(flux) * a * np.exp(-(((wave - w) / 4) ** 2)) for w, a in ((4861, 5), (5007, 20)))
+    write_image(tmp_path / "plain.fits", flux, CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    write_image(tmp_path / "nebula.fits", nebula, CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    write_image(tmp_path / "part.fits", flux[wave < 6300], CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    write_image(tmp_path / "coarse.fits", flux[::10], CRVAL1=wave[0], CDELT1=10.0)
+    assert command("predict", tmp_path, "--weights", weights, "--out", tmp_path / "t.csv") == 0
+    flags = {Path(r["file"]).stem: r["flags"].split() for r in table_of(tmp_path / "t.csv")}
+    assert "outlier" in flags["nebula"] and "outlier" not in flags["plain"] and "outlier" not in flags["part"]
+    assert "extrapolated" in flags["part"] and "extrapolated" not in flags["plain"]
+    assert "coarse" in flags["coarse"] and "coarse" not in flags["plain"]
+
+
+def test_noise_alone_is_no_misfit():
+    rng = np.random.default_rng(0)
+    shapes = np.stack([np.sin(CENTRES / 300), np.cos(CENTRES / 500), (CENTRES - 5550) / 1000])
+    flux = (2 + rng.normal(size=(80, 3)) @ shapes + 0.02 * rng.normal(size=(80, 580))).astype(np.float32)
+    model = network.StarNetwork([], flux[:60])
+    plain, noisy = flux[60:], flux[60:] + 0.2 * rng.normal(size=(20, 580)).astype(np.float32)
+    bumpy = plain + 0.6 * np.exp(-(((CENTRES - 5000) / 30) ** 2)).astype(np.float32)
+    gappy = bumpy.copy()
+    gappy[:, :100] = np.nan
+    for made, low, high in ((plain, 0, 1), (noisy, 0, 2.5), (bumpy, 2.5, 9), (gappy, 2.5, 9)):
+        found = np.median(predict.misfit(model, made))
+        assert low <= found <= high, found
+
+
+def test_the_scale_of_a_spectrum_without_5550_is_found_again():
+    rng = np.random.default_rng(0)
+    shapes = np.stack([np.sin(CENTRES / 300), np.cos(CENTRES / 500), (CENTRES - 5550) / 1000])
+    flux = 4 + rng.normal(size=(80, 3)) @ shapes + 0.01 * rng.normal(size=(80, 580))
+    flux = (flux / flux[:, [330]]).astype(np.float32)  # 1 at 5550 Å
+    model = network.StarNetwork([], flux[:60])
+    blue = flux[60:].copy()
+    blue[:10, 300:] = np.nan
+    unknown = blue * rng.lognormal(sigma=2, size=(20, 1)).astype(np.float32)
+    found = predict.rescaled(model, unknown, GRIDS["580"])
+    assert np.nanmax(np.abs(found[:10] / blue[:10] - 1)) <= 0.03
+    assert np.array_equal(found[10:], unknown[10:])  # these have 5550 Å and are in their scale
+
+
+def test_less_of_the_range_is_accepted_if_asked_for(simulated, weights, tmp_path, capsys):
+    flux, header = fits.getdata(sorted(simulated.glob("*.fits"))[0], header=True)
+    wave = header["CRVAL1"] + np.arange(len(flux))
+    for name, keep in (("blue", wave < 5300), ("gap", (wave < 5400) | (wave > 5700))):
+        write_image(tmp_path / f"{name}.fits", np.where(keep, flux, np.nan), CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    words = ["predict", tmp_path, "--weights", weights, "--out", tmp_path / "t.csv", "--overwrite"]
+    assert command(*words) == 1
+    assert "blue.fits: only 48.3% of 3900-6800 Å is measured; 65% are needed" in capsys.readouterr().err
+    assert command(*words, "--coverage", 0.4) == 0
+    blue, gap = table_of(tmp_path / "t.csv")
+    assert (blue["coverage"], gap["coverage"]) == ("0.483", "0.897")
+    assert blue["flags"].startswith("extrapolated") and gap["flags"].startswith("extrapolated")
+    with pytest.raises(InputError, match="5550"):  # nothing is trained on a guessed scale
+        data.prepare(readers.read(tmp_path / "gap.fits"))
+    assert command(*words, "--coverage", 40) == 2 and "between 0.05 and 1" in one_line(capsys)
+
+
+def test_types_against_a_catalogue(simulated, weights, tmp_path, capsys):
+    _, meta = network.load(weights)
+    words = ["predict", simulated, "--weights", weights, "--out", tmp_path / "t.csv"]
+    assert command(*words, "--compare", simulated / "labels.csv") == 0
+    said = capsys.readouterr().out
+    results, _ = evaluate.test([weights], simulated, None)
+    e = results["simulated"].errors
+    tested = next(line for line in said.splitlines() if line.startswith("stars not trained on")).split()[4:]
+    assert tested[0] == str(e["n"]) == str(meta["counts"]["test"])
+    for value, name in zip(tested[1:6], ("mean", "sigma", "rms", "mae", "sigma68"), strict=True):
+        assert abs(float(value) - e[name] / 100) <= 0.0051
+    assert tested[6:8] == [f"{e['class_accuracy']:.3f}", f"{e['luminosity_accuracy']:.3f}"]
+    trained = next(line for line in said.splitlines() if line.startswith("stars trained on: no test")).split()[5:]
+    assert int(trained[0]) == meta["counts"]["train"] + meta["counts"]["validation"]
+    row = table_of(tmp_path / "t.csv")[0]
+    truth = codes.encode(codes.parse(row["catalogue_type"]))
+    assert abs(float(row["difference"]) - (float(row["code"]) - truth) / 100) <= 0.006
+
+
+def test_a_catalogue_by_star_and_one_that_does_not_fit(simulated, weights, tmp_path, capsys):
+    file = sorted(simulated.glob("*.fits"))[0]
+    words = ["predict", file, "--weights", weights, "--out", tmp_path / "t.csv", "--overwrite", "--compare"]
+    (tmp_path / "c.csv").write_text(f"name,sptype\n{fits.getheader(file)['OBJECT']},K0III\nHD1,G2V\n")
+    assert command(*words, tmp_path / "c.csv") == 0
+    assert table_of(tmp_path / "t.csv")[0]["catalogue_type"] == "K0 III"
+    (tmp_path / "c.csv").write_text("name,sptype\nHD1,G2V\n")
+    assert command(*words, tmp_path / "c.csv") == 2 and "none of the 1 spectra is in it" in one_line(capsys)
+    (tmp_path / "c.csv").write_text("name,teff\nHD1,5000\n")
+    assert command(*words, tmp_path / "c.csv") == 2 and "columns spectral_type" in one_line(capsys)
+    (tmp_path / "c.csv").write_text(f"name,sptype\n{fits.getheader(file)['OBJECT']},WN\n")
+    assert command(*words, tmp_path / "c.csv") == 0
+    assert "nothing to compare" in capsys.readouterr().out
+
+
+def test_a_picture_of_each_star_and_of_each_step(simulated, weights, tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    flux, header = fits.getdata(sorted(simulated.glob("*.fits"))[0], header=True)
+    for name in ("x.fits", "a/x.fits"):
+        write_image(tmp_path / name, np.where(np.arange(3800) < 2900, flux, 0), CRVAL1=header["CRVAL1"], CDELT1=1.0)
+    files, out = [tmp_path / "x.fits", tmp_path / "a/x.fits"], tmp_path / "pictures"
+    assert command("predict", *files, "--weights", weights, "--out", tmp_path / "t.csv", "--pictures", out) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["x.fits-2.png", "x.fits.png"]
+    for k, options in enumerate((["--grid", "580"], ["--normalisation", "continuum", "--velocity", "-30"])):
+        assert command("prepare", files[0], *options, "--out", tmp_path / f"{k}.png") == 0
+        assert (tmp_path / f"{k}.png").read_bytes().startswith(b"\x89PNG")
+    assert "90% of 3900-6800 Å measured, 2.5 Å FWHM, z=-0.000100069" in capsys.readouterr().out
+    assert command("prepare", files[0], "--grid", "1900", "--out", tmp_path / "no.png") == 2
+    assert "of 3650-9350 Å is measured" in one_line(capsys) and not (tmp_path / "no.png").exists()
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
@@ -712,6 +954,13 @@ def test_nothing_is_written_if_no_file_can_be_used(weights, tmp_path, capsys):
         (["evaluate", "--out", "{sim}", "--data", "{sim}", "--weights", "{weights}"], "exists already"),
         (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{foreign}"], "was not written by"),
         (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{weights}", "--fwhm", "-1"], "--fwhm"),
+        (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{tmp}/none.safetensors"], "no such weights"),
+        (
+            ["predict", "{other}", "--out", "{tmp}/o.csv", "--weights", "{weights}", "--pictures", "{broken}"],
+            "is a file",
+        ),
+        (["predict", "--out", "{tmp}/o.csv", "--weights", "{weights}"], "no spectra"),
+        (["prepare", "{sim}/x", "--out", "{tmp}/o.png"], "No such file"),
         (["simulate", "--out", "{tmp}/s", "--n", "0"], "at least one"),
         (["simulate", "--out", "{sim}", "--n", "1"], "exists already"),
         (["simulate", "--out", "{other}", "--n", "1", "--overwrite"], "not made by this program"),
@@ -753,6 +1002,16 @@ def test_libraries_that_cannot_be_used(tmp_path, capsys):
     for text in ("{", "[]"):
         (tmp_path / "about.json").write_text(text)
         assert "about.json: cannot be used" in said()
+
+
+def test_labels_may_say_how_a_file_is_to_be_read(tmp_path):
+    stretch = 1 + 120 / 299792.458
+    write_image(tmp_path / "a.fits", a_flux(), CRVAL1=370.0 * stretch, CDELT1=0.1 * stretch, CUNIT1="Angstrom")
+    write_image(tmp_path / "b.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0, FWHM=3.0)
+    head = "file,spectral_type,fwhm,unit,medium,velocity\n"
+    (tmp_path / "labels.csv").write_text(head + "a.fits,G2V,3,nm,air,120\nb.fits,G2V,,,,\n")
+    stars = data.load(tmp_path, how="5550")
+    assert np.abs(stars.flux[0] - stars.flux[1]).max() <= 1e-4
 
 
 def test_labels_that_cannot_be_used(tmp_path, capsys):
@@ -797,6 +1056,85 @@ def test_fetch_without_a_network_says_so(tmp_path, monkeypatch, capsys):
     assert "could not fetch" in one_line(capsys) and not (tmp_path / "real").exists()
 
 
+class StandIn(http.server.BaseHTTPRequestHandler):
+    """A package index of one wheel; it may break off the first download half-way, as connections do."""
+
+    wheel: bytes
+    breaks = False
+    asked: list[str]
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        name = "sdss_mangadap-4.5.0-py3-none-any.whl"
+        body = self.wheel if self.path.endswith(name) else f'<a href="/{name}">{name}</a>'.encode()
+        found = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(found[1]) if found else 0
+        self.send_response(206 if found else 200)
+        self.send_header("Content-Type", "application/octet-stream" if body is self.wheel else "text/html")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", '"1"')
+        if found:
+            self.asked[-1] += f" from {start}"
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        broken = self.breaks and body is self.wheel and not found
+        self.wfile.write(body[start : len(body) // 2 if broken else None])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """The stand-in server, asked by pip in place of the real index -> its handler."""
+    table = "HD000001               0007   123   G3 V            5305   4.49   -0.75   SKC           E   \n"
+    write_image(tmp_path / "s.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0, SPECTYPE="K4III")
+    templates, about = "mangadap/data/spectral_templates/", "sdss_mangadap-4.5.0.dist-info/"
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr(templates + "miles/MILES_res2.50_star_m0007V.fits", (tmp_path / "s.fits").read_bytes())
+        wheel.writestr(templates + "miles/paramsMILES_v9.1.txt", table)
+        wheel.writestr(about + "METADATA", "Metadata-Version: 2.1\nName: sdss-mangadap\nVersion: 4.5.0\n")
+        wheel.writestr(about + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(about + "RECORD", "")
+    handler = type("Handler", (StandIn,), {"wheel": (tmp_path / "a.whl").read_bytes(), "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "PIP_INDEX_URL": f"http://127.0.0.1:{server.server_port}/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_RETRIES": "0",
+        "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+        "MINIDL_CACHE": str(tmp_path / "cache"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(handler.wheel).hexdigest())
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetch_asks_for_one_file_once(index, tmp_path):
+    assert command("fetch", "--out", tmp_path / "real") == 0
+    assert len(data.load(tmp_path / "real", how="5550")) == 1
+    assert [path.rsplit("/", 1)[1] for path in index.asked] == ["", "sdss_mangadap-4.5.0-py3-none-any.whl"]
+    assert command("fetch", "--out", tmp_path / "again") == 0  # out of the cache
+    assert len(index.asked) == 2
+
+
+def test_fetch_goes_on_where_the_connection_broke(index, tmp_path):
+    if tuple(map(int, importlib.metadata.version("pip").split(".")[:2])) < (25, 2):
+        pytest.skip("this pip cannot resume; it starts again")
+    index.breaks = True
+    assert command("fetch", "--out", tmp_path / "real") == 0
+    assert index.asked[-1].endswith(f"from {len(index.wheel) // 2}")
+
+
+def test_fetch_does_not_use_what_it_does_not_know(index, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "SHA256", "0" * 64)
+    assert command("fetch", "--out", tmp_path / "real") == 2
+    assert "checksum" in one_line(capsys) and not (tmp_path / "real").exists()
+    assert not list((tmp_path / "cache").rglob("*.whl"))
+
+
 # --- real spectra --------------------------------------------------------------------------------------------------
 
 
@@ -809,3 +1147,45 @@ def test_real_stars(real_data, tmp_path):
     assert result.errors["n"] > 100
     assert result.errors["sigma"] <= 300
     assert result.errors["class_accuracy"] >= 0.8
+
+
+@pytest.mark.data
+def test_flags_mean_what_the_readme_says(real_data, tmp_path):
+    """Few stars like those trained on are outliers, Wolf-Rayet stars are; a tenth of the range may be missing."""
+    stars = data.load(real_data("spectra"), how="5550", libraries=["cflib_dev", "miles"])
+    model, _ = network.train(stars, tmp_path / "w", network.Settings(members=1, epochs=20), progress=False)
+    typed = stars.take(np.flatnonzero(np.isfinite(stars.codes())))
+    assert np.mean(predict.misfit(model, typed.flux) > predict.OUTLIER["580"]) <= 0.01
+    strange = data.load(real_data("spectra"), how="5550", libraries=["stelib"])
+    stars_wr = {"HD33133", "HD37680", "HD38282", "HD86161", "HD92740", "HD92809"}
+    rayet = strange.take(i for i in range(len(strange)) if strange.stars[i] in stars_wr)
+    assert len(rayet) == 6 and (predict.misfit(model, rayet.flux) > 4).all()
+    part = stars.take(data.split(stars)["validation"])
+    part = part.take(np.flatnonzero(np.isfinite(part.flux).all(1)))
+    galaxies = np.stack([np.interp(CENTRES, CENTRES * 1.05, f) for f in part.flux]).astype(np.float32)
+    assert np.mean(predict.misfit(model, galaxies) > predict.OUTLIER["580"]) >= 0.9
+    whole = evaluate.errors(network.apply(model, part.flux), part)["sigma"]
+    for cut in (slice(0, 58), slice(-58, None), slice(200, 258)):
+        flux = part.flux.copy()
+        flux[:, cut] = np.nan
+        assert evaluate.errors(network.apply(model, flux), part)["sigma"] <= 1.1 * whole
+    moved = np.stack([np.interp(CENTRES, CENTRES * (1 + 5e-4), f) for f in part.flux]).astype(np.float32)  # 150 km/s
+    assert evaluate.errors(network.apply(model, moved), part)["sigma"] <= 1.1 * whole
+    for keep, most in ((CENTRES > 5000, 1.6), (CENTRES < 5500, 1.9), (CENTRES < 5200, 2.4)):
+        unit = 1 if keep[330] else 7  # what holds 5550 Å is normalised there
+        flux = predict.rescaled(model, unit * np.where(keep, part.flux, np.float32(np.nan)), GRIDS["580"])
+        assert 1.1 * whole < evaluate.errors(network.apply(model, flux), part)["sigma"] <= most * whole
+
+
+@pytest.mark.data
+def test_stars_are_matched_across_the_real_libraries(real_data):
+    """450 stars of CFLIB are marked in its table as in MILES or STELIB; by HD and BD number there are 8 more."""
+
+    def keys(name: str) -> set[str]:
+        return {row[2] for row in data._packed(real_data("spectra") / f"{name}.npz")}
+
+    rows = data.read_table(real_data("spectra") / "cflib_dev.csv")[1]
+    marked = {data.star_key(row["hd"] or row["name"]) for row in rows if row["in_miles_or_stelib"] == "True"}
+    found = keys("cflib_dev") & (keys("miles") | keys("stelib"))
+    assert len(marked) == 450 and marked < found and len(found) == 458
+    assert {"HD87901", "HD100889", "HD130109", "HD188209", "BD-10-3166", "BD+36-2165"} < found - marked

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import common
-from .preprocess import GRIDS, NORMALISATIONS
+from .preprocess import COVERAGE, GRIDS, NORMALISATIONS
 from .readers import MEDIA, UNITS, Given, redshift_of
 
 if TYPE_CHECKING:
@@ -57,9 +57,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="spectra, and folders of them")
     p.add_argument("--list", type=Path, metavar="CSV",
-                   help="table of more: file and, where known, fwhm (Å), redshift or velocity (km/s)")  # fmt: skip
+                   help="table of more: file and, where known, fwhm, unit, medium, redshift or velocity")  # fmt: skip
     p.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="file that train wrote")
     add_given(p)
+    p.add_argument("--coverage", type=float, default=COVERAGE, metavar="SHARE",
+                   help="least share of the network's range that must have been measured, 0.05..1")  # fmt: skip
     p.add_argument("--compare", type=Path, metavar="CSV",
                    help="catalogue with spectral_type and file or star: print how far the types agree")  # fmt: skip
     p.add_argument("--pictures", type=Path, metavar="DIR", help="folder for a picture of each star")
@@ -142,8 +144,8 @@ def add_settings(p: argparse.ArgumentParser) -> None:
     add("--pretrain", "passes without labels over all spectra outside the test part, autoencoders only (30)")
     add("--corrupt", "what the autoencoder has to make good meanwhile (noise)", choices=CORRUPTIONS)
     add("--labels", "train on so many spectra only, drawn class by class (all)")
-    add("--use", "parts to train on, up to which: train (60 %, the validation part chooses the epoch), validation "
-        "(80 %, all epochs), all (nothing is left to test on) (train)", choices=USES)  # fmt: skip
+    add("--use", "parts to train on, up to which: train (60 %%, the validation part chooses the epoch), validation "
+        "(80 %%, all epochs), all (nothing is left to test on) (train)", choices=USES)  # fmt: skip
     add("--seed", "of the split, the first weights and the order (0)", common.seed)
     add("--fold", "which fifth of the stars is the test part, 0..4 (0)")
 
@@ -245,10 +247,11 @@ def _predict(a: argparse.Namespace) -> int:
     from . import predict
 
     given = given_of(a)
-    files = predict.spectra_in(a.files, given) | (predict.listed(a.list, given) if a.list else {})
+    files = predict.spectra_in(a.files, given, (a.out, a.list, a.compare))
+    files |= predict.listed(a.list, given) if a.list else {}
     if not files:
         raise common.InputError("no spectra: name files or folders, or a --list")
-    options = predict.Options(a.pictures, a.compare, a.resume, a.overwrite)
+    options = predict.Options(a.coverage, a.pictures, a.compare, a.resume, a.overwrite)
     return predict.predict(files, a.weights, a.out, options)
 
 

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from ..common import InputError
 from . import codes
 from .preprocess import GRIDS, Spectrum, prepare
-from .readers import read
+from .readers import Given, read, redshift_of
 
 # Published resolutions in Å FWHM: Valdes et al. 2004 (1.2, here binned to 1 Å), Sanchez-Blazquez et al. 2006,
 # Le Borgne et al. 2003, and λ/2000 for the means of SDSS spectra.
@@ -158,7 +158,7 @@ def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None, grid
         try:
             flux.append(prepare(spectrum, how=how, grid=GRIDS[grid]))
         except InputError as error:
-            unusable[library, re.sub(r"only \d+% of", "too little of", str(error))] += 1
+            unusable[library, re.sub(r"only [\d.]+% of", "too little of", str(error))] += 1
             continue
         types.append(kind_of)
         stars.append(star)
@@ -188,13 +188,24 @@ def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
         if libraries and library not in libraries:
             continue
         try:
-            spectrum = read(folder / (row["file"] or ""))
-            spectrum.fwhm = float(row["fwhm"]) if row.get("fwhm") else spectrum.fwhm
+            spectrum = read(folder / (row["file"] or ""), given_in(row, Given()))
         except (InputError, ValueError) as error:
             print(f"left out: {path.name} line {number}: {error}", file=sys.stderr)
             continue
         star = star_key(row.get("star") or row["file"])
         yield spectrum, codes.parse(row["spectral_type"]), star, library, row["file"]
+
+
+def given_in(row: dict[str, str], given: Given) -> Given:
+    """What a row says of its file, over `given`: fwhm (Å), unit, medium, redshift or velocity (km/s), where filled in.
+
+    ValueError for what is no number, InputError for what cannot be.
+    """
+    words = {name: row[name] for name in ("unit", "medium") if row.get(name)}
+    numbers = {name: float(row[name]) for name in ("fwhm", "redshift", "velocity") if row.get(name)}
+    if "velocity" in numbers:
+        numbers["redshift"] = redshift_of(numbers.pop("velocity"))
+    return replace(given, **words, **numbers)
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:

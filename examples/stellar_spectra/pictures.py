@@ -7,24 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..drawing import BLUE, ORANGE, RED, save, subplots
+from ..drawing import BLUE, GREEN, ORANGE, RED, save, subplots
 from .codes import CLASSES, LUMINOSITIES
 from .preprocess import Grid, Stage, continuum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Å
 FEATURES = {"Ca K": 3934, "Hδ": 4102, "G": 4305, "Hγ": 4340, "He I": 4471, "Hβ": 4861, "Mg b": 5175, "Na D": 5893,
-            "TiO": 6158, "Hα": 6563, "TiO ": 7053, "Ca II": 8542}  # Å  # fmt: skip
+            "TiO": 6158, "Hα": 6563, "TiO 7053": 7053, "Ca II": 8542}  # fmt: skip
 
 
 def _features(ax: Axes, grid: Grid) -> None:
-    """Mark the lines that make the classes, names above the axes."""
+    """Mark the lines that make the classes; names above the axes, as far as there is room."""
+    last = 0.0
     for name, wave in FEATURES.items():
         if grid.first < wave < grid.last:
             ax.axvline(wave, color="0.9", lw=3, zorder=0)
-            side = {"G": "right", "Hγ": "left"}.get(name, "center")  # these two are neighbours
-            ax.text(wave, 1.01, name, transform=ax.get_xaxis_transform(), ha=side, fontsize=8)
+            if wave - last > 0.04 * (grid.last - grid.first):
+                ax.text(wave, 1.01, name, transform=ax.get_xaxis_transform(), ha="center", fontsize=8)
+                last = wave
 
 
 def draw_steps(stages: list[Stage], grid: Grid, title: str, path: Path) -> Path:
@@ -42,12 +45,13 @@ def draw_steps(stages: list[Stage], grid: Grid, title: str, path: Path) -> Path:
     known = np.isfinite(flux)
     if "running" in stages[-1].title:
         level = continuum(np.where(known, flux, 0.0), known, grid)
-        axes[-2].plot(wave, np.where(known, level, np.nan), color=RED, lw=1.2)
-    else:
-        axes[-2].axvspan(5525, 5575, color=RED, alpha=0.25, lw=0)
+        axes[-2].plot(wave, np.where(known, level, np.nan), color=GREEN, lw=1.2)
+    elif "5550 Å" in stages[-1].title and "mean" not in stages[-1].title:
+        axes[-2].axvspan(5525, 5575, color=GREEN, alpha=0.3, lw=0)
     _features(axes[0], grid)
+    axes[0].set_yticks([])  # in whatever unit
     axes[-1].set(xlim=(grid.first - 150, grid.last + 150), xlabel="wavelength / Å")
-    figure.supylabel("flux (orange: not measured; red: what is divided by)", fontsize=9)
+    figure.supylabel("flux (orange: not measured; green: what is divided by)", fontsize=9)
     figure.suptitle(title)
     return save(figure, path)
 
@@ -59,10 +63,15 @@ def _unmeasured(stage: Stage) -> list[tuple[float, float]]:
     return [(float(stage.wave[a]), float(stage.wave[b])) for a, b in zip(starts, ends, strict=True)]
 
 
-def draw_star(row: dict[str, Any], flux: np.ndarray, grid: Grid, trained_on: str, path: Path) -> Path:
-    """Draw the flux (bins,) as the network read it, its type, and the probabilities of class and luminosity."""
+def draw_star(
+    row: dict[str, Any], flux: np.ndarray, filled: np.ndarray, grid: Grid, trained_on: str, path: Path
+) -> Path:
+    """Draw the flux (bins,) and how gaps were filled, the type, and the probabilities of class and luminosity."""
     figure, (left, middle, right) = subplots(11, 3.4, 1, 3, gridspec_kw={"width_ratios": [5, 1.1, 0.9]})
-    left.plot(grid.centres, flux, color=BLUE, lw=1)
+    if not np.isfinite(flux).all():
+        left.plot(grid.centres, filled, color=ORANGE, lw=0.8, label="filled, not measured")
+    left.plot(grid.centres, flux, color=BLUE, lw=1, label="measured")
+    left.legend(fontsize=8)
     _features(left, grid)
     left.set(xlim=(grid.first, grid.last), xlabel="wavelength in air / Å", ylabel="flux as the network reads it")
     for ax, names, best in ((middle, CLASSES, row["spectral_type"][0]), (right, LUMINOSITIES, row["luminosity"])):

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,23 +19,23 @@ from minidl.checkpoint import atomic_write
 
 from ..common import InputError, Table, check_file, write_csv
 from .codes import CLASSES, LUMINOSITIES, SUBCLASS, encode, parse
-from .data import Stars, read_table, star_key
+from .data import Stars, given_in, read_table, star_key
 from .evaluate import Result, confusion, errors, types_of
 from .network import Prediction, StarNetwork, apply, load
-from .preprocess import FWHM, GRIDS, Grid, Prepared, Spectrum, prepare_in_steps
-from .readers import Given, read, redshift_of
+from .preprocess import COVERAGE, FWHM, GRIDS, Grid, Prepared, Spectrum, near_5550, prepare_in_steps
+from .readers import Given, read
 
 SUFFIXES = (".fits", ".fit", ".fts", ".txt", ".dat", ".asc", ".ascii", ".csv", ".spec", ".sp", ".gz", ".bz2")
 BATCH = 256  # spectra in memory at a time
-# When a prediction is flagged. In the training and validation parts of CFLIB and MILES 1 star in 200 has a misfit above
-# 2.5; cutting validation spectra down to 90 % of the range changed no error (README, "Flags").
+# When a prediction is flagged. Of the training and validation parts of CFLIB and MILES 1 star in 200 has a misfit above
+# 2.5, 1 in 100 one above 6 where telluric bands are in; cut down to 90 % of the range they lose nothing (README).
 DOUBTFUL = 7.0  # subclasses between the printed type and the code
 EXTRAPOLATED = 0.9  # share of the range that was measured
-OUTLIER = 2.5  # misfit
+OUTLIER = {"580": 2.5, "1900": 6.0}  # misfit, by grid
 FLAGS = {
     "extrapolated": "less than 90 % of the range was measured; the rest is a likely filling",
     "coarse": "the resolution is coarser than the network's 4.5 Å",
-    "outlier": "no star of the training part looks like this: the misfit is above 2.5",
+    "outlier": "no star of the training part looks like this: the misfit is above 2.5 (grid 1900: 6)",
     "doubtful": "class and code are more than 7 subclasses apart",
 }
 P_CLASS = [f"p_{c}" for c in CLASSES]
@@ -48,8 +48,10 @@ Row = dict[str, Any]
 
 @dataclass
 class Options:
-    """What to do beside predicting: where pictures go, a catalogue to compare with, whether to go on or replace."""
+    """How to predict: the least share of the range that must have been measured, where pictures go, a catalogue to
+    compare with, whether to go on or replace."""
 
+    coverage: float = COVERAGE
     pictures: Path | None = None
     compare: Path | None = None
     resume: bool = False
@@ -68,7 +70,10 @@ def predict(files: dict[Path, Given], weights: Path, out: Path, options: Options
         raise InputError(f"{options.pictures} is a file: give --pictures the name of a folder")
     catalogue = Catalogue(options.compare) if options.compare else None
     model, meta = load(weights)
-    about = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "columns": COLUMNS}
+    if not 0.05 <= options.coverage <= 1:
+        raise InputError(f"--coverage {options.coverage:g}: a share between 0.05 and 1 is expected")
+    about = {"weights": hashlib.sha256(weights.read_bytes()).hexdigest(), "columns": COLUMNS,
+             "coverage": options.coverage}  # fmt: skip
     running = out.with_name(out.name + ".running")
     keys = {file: _key(file, given) for file, given in files.items()}
     with closing(_Journal(running, about, options.resume, options.overwrite)) as journal:
@@ -76,7 +81,7 @@ def predict(files: dict[Path, Given], weights: Path, out: Path, options: Options
         if len(left) < len(files):
             print(f"{len(files) - len(left)} of {len(files)} files were done before", file=sys.stderr)
         pictures = picture_names(files, options.pictures) if options.pictures else {}
-        bad = _predict(left, model, meta, journal, pictures)
+        bad = _predict(left, model, meta, journal, pictures, options.coverage)
         rows = [journal.rows[key] for key in keys.values() if key in journal.rows]
     if not rows:
         running.unlink()
@@ -104,27 +109,29 @@ class Ready(NamedTuple):
     prepared: Prepared
 
 
-def ready(file: Path, given: Given, how: str, grid: Grid) -> Ready:
+def ready(file: Path, given: Given, how: str, grid: Grid, least: float = COVERAGE) -> Ready:
     """Read and prepare one file; InputError names it."""
     spectrum = read(file, given)
     try:
-        return Ready(file, given, spectrum, prepare_in_steps(spectrum, how=how, grid=grid))
+        return Ready(file, given, spectrum, prepare_in_steps(spectrum, how=how, grid=grid, least=least))
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
 
 def _predict(
-    left: dict[Path, Given], model: StarNetwork, meta: dict[str, Any], journal: _Journal, pictures: dict[Path, Path]
-) -> int:
+    left: dict[Path, Given], model: StarNetwork, meta: dict[str, Any], journal: _Journal, pictures: dict[Path, Path],
+    least: float,
+) -> int:  # fmt: skip
     """Predict the files that are left, batch by batch, into the journal -> how many could not be used."""
-    how, grid = meta["settings"]["normalisation"], GRIDS[meta["settings"].get("grid", "580")]
+    how, name = meta["settings"]["normalisation"], meta["settings"].get("grid", "580")
+    grid = GRIDS[name]
     items, bad = list(left.items()), 0
     with tqdm(total=len(left), unit="star", leave=False, disable=not sys.stderr.isatty()) as bar:
         for start in range(0, len(items), BATCH):
             used = []
             for file, given in items[start : start + BATCH]:
                 try:
-                    used.append(ready(file, given, how, grid))
+                    used.append(ready(file, given, how, grid, least))
                 except InputError as error:
                     bad += 1
                     bar.write(f"error: {error}", file=sys.stderr)
@@ -132,12 +139,14 @@ def _predict(
             if not used:
                 continue
             flux = np.stack([star.prepared.flux for star in used])
-            rows = rows_of(used, apply(model, flux), misfit(model, flux))
+            if how == "5550":
+                flux = rescaled(model, flux, grid)
+            rows = rows_of(used, apply(model, flux), misfit(model, flux), OUTLIER[name])
             if pictures:
                 from .pictures import draw_star  # matplotlib, which prediction does not need
 
-                for star, row in zip(used, rows, strict=True):
-                    draw_star(row, star.prepared.flux, grid, meta["data"], pictures[star.file])
+                for star, row, own, whole in zip(used, rows, flux, model.fill(flux), strict=True):
+                    draw_star(row, own, whole, grid, meta["data"], pictures[star.file])
             journal.add({_key(star.file, star.given): row for star, row in zip(used, rows, strict=True)})
     return bad
 
@@ -146,15 +155,15 @@ def _key(file: Path, given: Given) -> str:
     return json.dumps([str(file), *asdict(given).values()])
 
 
-def rows_of(used: Sequence[Ready], prediction: Prediction, misfits: np.ndarray) -> list[Row]:
-    """What the table says of each of N stars, given N predictions and misfits (N,)."""
+def rows_of(used: Sequence[Ready], prediction: Prediction, misfits: np.ndarray, limit: float) -> list[Row]:
+    """What the table says of each of N stars, given N predictions and misfits (N,), outliers beyond `limit`."""
     rows = []
     for i, (star, kind) in enumerate(zip(used, types_of(prediction), strict=True)):
         code, prepared = float(prediction.code[i]), star.prepared
         true = {
             "extrapolated": prepared.coverage < EXTRAPOLATED,
             "coarse": prepared.fwhm > FWHM + 0.5,
-            "outlier": misfits[i] > OUTLIER,
+            "outlier": misfits[i] > limit,
             "doubtful": abs(encode(kind) - code) > DOUBTFUL * SUBCLASS,
         }
         rows.append({
@@ -185,16 +194,38 @@ def misfit(model: StarNetwork, flux: np.ndarray) -> np.ndarray:
     return out
 
 
+def rescaled(model: StarNetwork, flux: np.ndarray, grid: Grid) -> np.ndarray:
+    """Spectra (N, bins) of which 5550 Å was not measured, in the scale in which their flux there would likely be 1.
+
+    The unknown factor s is fitted together with the components: min |s·f − mean − c·basis|²/σ² + |c|².
+    """
+    flux, sigma = flux.copy(), float(model.noise[0])
+    for i in np.flatnonzero(~np.isfinite(flux[:, near_5550(grid)]).any(1)):
+        known = np.isfinite(flux[i])
+        mean, rows = (
+            (model.mean[known] / sigma).astype(np.float64),
+            np.vstack([flux[i], -model.basis])[:, known] / sigma,
+        )
+        normal = rows @ rows.T + np.diag([0.0, *np.ones(len(model.basis))])
+        flux[i] *= np.linalg.solve(normal, rows @ mean)[0]
+    return flux
+
+
 # --- files in, table out -------------------------------------------------------------------------------------------
-def spectra_in(paths: Sequence[Path], given: Given) -> dict[Path, Given]:
-    """The files named, and those of the folders named that may be spectra (hidden ones, tables and others left out)."""
+def spectra_in(paths: Sequence[Path], given: Given, but: Iterable[Path | None] = ()) -> dict[Path, Given]:
+    """The files named, and those of the folders named that may be spectra; hidden ones and the tables in `but` are not.
+
+    InputError if a folder holds none.
+    """
     found: dict[Path, Given] = {}
+    tables = {path.resolve() for path in but if path}
     for path in paths:
         if not path.is_dir():
             found[path] = given
             continue
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-        inside = [p for p in inside if p.name != "labels.csv" and not any(w.startswith(".") for w in p.parts)]
+        inside = sorted(p for p in path.rglob("[!.]*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+        inside = [p for p in inside if "/." not in f"/{p.relative_to(path).as_posix()}" and p.name != "labels.csv"]
+        inside = [p for p in inside if p.resolve() not in tables]
         if not inside:
             raise InputError(f"{path} holds no file that may be a spectrum ({' '.join(SUFFIXES)})")
         found |= dict.fromkeys(inside, given)
@@ -202,7 +233,7 @@ def spectra_in(paths: Sequence[Path], given: Given) -> dict[Path, Given]:
 
 
 def listed(table: Path, given: Given) -> dict[Path, Given]:
-    """Files of a CSV table with the column file and, where they are known, fwhm (Å), redshift or velocity (km/s).
+    """Files of a CSV table with the column file and those that `given_in` knows; it may be a labels.csv.
 
     A file is sought beside the table. A value of the table goes before that of the command line.
     """
@@ -212,11 +243,7 @@ def listed(table: Path, given: Given) -> dict[Path, Given]:
     found: dict[Path, Given] = {}
     for number, row in enumerate(rows, start=2):
         try:
-            values = {name: float(row[name]) for name in ("fwhm", "redshift", "velocity") if row.get(name)}
-            velocity = values.pop("velocity", None)
-            if velocity is not None:
-                values["redshift"] = redshift_of(velocity)
-            found[table.parent / (row["file"] or "")] = replace(given, **values)
+            found[table.parent / (row["file"] or "")] = given_in(row, given)
         except (ValueError, InputError) as error:
             raise InputError(f"{table} line {number}: {error}") from None
     return found
@@ -245,7 +272,7 @@ class _Journal:
         try:
             entries = [json.loads(line) for line in lines]
             if entries and entries[0] != about:
-                raise InputError(f"{path} was made with other weights: --overwrite starts anew")
+                raise InputError(f"{path} was made with other weights or --coverage: --overwrite starts anew")
             self.rows = {key: row for entry in entries[1:] for key, row in entry.items()}
         except (ValueError, AttributeError) as error:
             raise InputError(f"{path}: cannot go on from it ({error}); --overwrite starts anew") from None

@@ -48,6 +48,8 @@ FINE = 0.5  # Å, the pixels to smooth on: a ninth of the FWHM
 MARGIN = 15.0  # Å beyond both ends, so that smoothing has neighbours there
 CONTINUUM_WIDTH = 250.0  # Å, of the running mean
 NORMALISATIONS = ("5550", "continuum")
+_LEVELS = {"5550": "the flux at 5550 Å", "mean": "the mean, for 5550 Å was not measured",
+           "continuum": "the running mean over 250 Å"}  # fmt: skip
 LIGHT = 299792.458  # km/s
 _SIGMA = 1 / np.sqrt(8 * np.log(2))  # of a Gaussian with FWHM 1
 
@@ -171,19 +173,23 @@ def own_fwhm(spectrum: Spectrum) -> float:
 
 
 def normalise(flux: np.ndarray, measured: np.ndarray, how: str, grid: Grid = GRIDS["580"]) -> np.ndarray:
-    """Divide by the mean flux within 25 Å of 5550 Å ("5550"), or by a running mean over 250 Å ("continuum").
+    """Divide by the mean flux within 25 Å of 5550 Å ("5550"), of all ("mean"), or over 250 Å ("continuum").
 
     flux (bins,), measured (bins,) bool -> (bins,) float32. InputError if there is no light to divide by.
     """
-    level = continuum(flux, measured, grid) if how == "continuum" else _at_5550(flux, measured, grid)
-    if not np.all(level > 0):
+    if how == "continuum":
+        level = continuum(flux, measured, grid)
+    else:
+        near = measured & near_5550(grid) if how == "5550" else measured
+        level = np.array(flux[near].mean() if near.any() else 0.0)
+    if not np.all(level > 1e-6 * np.abs(flux).max()):
         raise InputError("no light near 5550 Å to divide by" if how == "5550" else "the continuum is not positive")
     return (np.where(measured, flux, 0.0) / level).astype(np.float32)
 
 
-def _at_5550(flux: np.ndarray, measured: np.ndarray, grid: Grid) -> np.ndarray:
-    near = measured & (np.abs(grid.centres - 5550) <= 25)
-    return np.array(flux[near].mean() if near.any() else 0.0)
+def near_5550(grid: Grid) -> np.ndarray:
+    """The bins within 25 Å of 5550 Å: (bins,) bool."""
+    return np.abs(grid.centres - 5550) <= 25
 
 
 def continuum(flux: np.ndarray, measured: np.ndarray, grid: Grid = GRIDS["580"]) -> np.ndarray:
@@ -202,8 +208,14 @@ def prepare(spectrum: Spectrum, *, how: str = "5550", grid: Grid = GRIDS["580"])
     return prepare_in_steps(spectrum, how=how, grid=grid).flux
 
 
-def prepare_in_steps(spectrum: Spectrum, *, how: str = "5550", grid: Grid = GRIDS["580"]) -> Prepared:
-    """The same with what each step made, the share of the grid that was measured, and the spectrum's own resolution."""
+def prepare_in_steps(
+    spectrum: Spectrum, *, how: str = "5550", grid: Grid = GRIDS["580"], least: float | None = None
+) -> Prepared:
+    """The same with what each step made, the share of the grid that was measured, and the spectrum's own resolution.
+
+    `least`, 0..1, accepts less of the grid, and a gap at 5550 Å: the mean of what was measured is divided by then, and
+    the scale is left to `StarNetwork`'s components (`predict.rescaled`).
+    """
     rest = to_rest(spectrum)
     first, last = rest.wave[0], rest.wave[-1]
     if last <= grid.first or first >= grid.last:
@@ -217,21 +229,23 @@ def prepare_in_steps(spectrum: Spectrum, *, how: str = "5550", grid: Grid = GRID
     light, share = to_common_fwhm(*on_fine_pixels(rest, grid), own_fwhm(rest))
     flux, measured = to_bins(light, share, grid)
     coverage = float(measured.mean())
-    if coverage < COVERAGE:
-        raise InputError(f"only {coverage:.0%} of {grid} is measured; {COVERAGE:.0%} are needed")
+    needed = COVERAGE if least is None else least
+    if coverage < needed or not measured.any():
+        raise InputError(f"only {coverage:.1%} of {grid} is measured; {needed:.0%} are needed")
     if not flux.any():
         raise InputError("no light in the spectrum")
+    if least is not None and how == "5550" and not measured[near_5550(grid)].any():
+        how = "mean"
     prepared = normalise(flux / np.abs(flux).max(), measured, how, grid)
     prepared[~measured] = np.nan
     fine = grid.first - MARGIN + FINE * (np.arange(len(light)) + 0.5)
-    divided = "divided by the flux at 5550 Å" if how == "5550" else "divided by the running mean over 250 Å"
     stages = [
         Stage("as read", spectrum.wave, np.where(spectrum.good, spectrum.flux, np.nan)),
         Stage(_moved(spectrum), rest.wave, np.where(rest.good, rest.flux, np.nan)),
         Stage(f"smoothed from {own_fwhm(rest):.2g} to {FWHM} Å FWHM", fine, _over(light, share)),
         Stage(f"{grid.bins} bins of {grid.step:g} Å, {coverage:.0%} measured", grid.centres,
               np.where(measured, flux, np.nan)),
-        Stage(divided, grid.centres, prepared),
+        Stage(f"divided by {_LEVELS[how]}", grid.centres, prepared),
     ]  # fmt: skip
     return Prepared(prepared, coverage, own_fwhm(rest), stages)
 
@@ -241,5 +255,7 @@ def _over(light: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def _moved(spectrum: Spectrum) -> str:
-    medium = "from vacuum to air" if spectrum.medium == "vacuum" else "in air as they are"
-    return f"wavelengths {medium}, at rest (redshift {spectrum.redshift:g} taken out)"
+    steps = ["from vacuum to air"] if spectrum.medium == "vacuum" else []
+    if spectrum.redshift:
+        steps.append(f"to rest (z = {spectrum.redshift:.4g}, {spectrum.redshift * LIGHT:.0f} km/s)")
+    return f"wavelengths {' and '.join(steps) or 'in air and at rest as they are'}"

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from astropy.io import fits
 
 SDSS_FWHM = 2.5  # Å, about λ/2000 in the middle of the range
-# Å in a unit; "log10" of Å is told apart
+# Å in a unit; logarithms of Å are told apart
 _UNITS = {"angstrom": 1.0, "angstroms": 1.0, "ang": 1.0, "a": 1.0, "aa": 1.0, "å": 1.0, "nm": 10.0, "nanometer": 10.0,
           "nanometers": 10.0, "um": 1e4, "µm": 1e4, "micron": 1e4, "microns": 1e4, "m": 1e10}  # fmt: skip
-_RANGES = [(3000.0, 3e4, "Angstrom"), (300.0, 3000.0, "nm"), (3.3, 4.5, "log10"), (0.3, 3.0, "um")]  # where unsaid
-UNITS = ("Angstrom", "nm", "um", "log10")
+_RANGES = [(3000.0, 3e4, "Angstrom"), (300.0, 3000.0, "nm"), (3.3, 4.5, "log10"), (8.0, 10.3, "ln"), (0.3, 3.0, "um"),
+           (3e-7, 3e-6, "m")]  # where optical spectra lie, for files that tell no unit  # fmt: skip
+UNITS = ("Angstrom", "nm", "um", "m", "log10", "ln")
 MEDIA = ("air", "vacuum")
 _FILL_RUN = 8  # a detector does not repeat a value; so many equal pixels in a row fill a gap
 _WAVE = ("wave", "wavelength", "lambda", "lam", "wl", "awav", "loglam", "log_lam", "loglambda", "log_lambda")
@@ -111,8 +112,9 @@ def _checked(raw: _Raw, given: Given) -> Spectrum:
     try:
         if np.iscomplexobj(raw.flux):
             raise TypeError
-        wave = np.ascontiguousarray(raw.wave, dtype=np.float64)  # FITS is big-endian: native from here on
-        flux = np.ascontiguousarray(raw.flux, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            wave = np.ascontiguousarray(raw.wave, dtype=np.float64)  # FITS is big-endian: native from here on
+            flux = np.ascontiguousarray(raw.flux, dtype=np.float64)
     except (ValueError, TypeError):
         raise InputError("wavelengths and fluxes are no plain numbers") from None
     good = np.ones(len(flux), dtype=bool) if raw.good is None else np.asarray(raw.good, dtype=bool)
@@ -154,12 +156,12 @@ def _in_angstrom(wave: np.ndarray, stated: str, given: str | None, notes: list[s
         if unit != "Angstrom":
             notes.append(f"unit {unit} concluded")
     name = unit.strip().lower()
-    if name.startswith("log") or "dex" in name:
-        if wave.max() > 10:
-            raise InputError(f"log10 wavelengths up to {wave.max():g} are absurd")
-        return 10.0**wave
+    if name.startswith(("log", "ln")):
+        if wave.max() > 20:
+            raise InputError(f"logarithms of wavelengths up to {wave.max():g} are absurd")
+        return np.exp(wave) if name.startswith("ln") else 10.0**wave
     if name not in _UNITS:
-        raise InputError(f"unknown unit of wavelength {unit!r}; Angstrom, nm, um and m are known")
+        raise InputError(f"unknown unit of wavelength {unit!r}; known are {', '.join(UNITS)}")
     return wave * _UNITS[name]
 
 
@@ -195,12 +197,13 @@ def _read_text(content: bytes) -> _Raw:
 
     A title line that names its columns says which two are meant, and may name the unit: "pixel wavelength(nm) flux".
     """
-    if b"\0" in content:
+    coding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if b"\0" in content and coding != "utf-16":
         raise InputError("neither FITS nor text")
     rows: list[tuple[float, float]] = []
     titles: list[str] = []
     columns, unit = (0, 1), ""
-    for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(content.decode(coding, errors="replace").splitlines(), start=1):
         body = re.split(r"[#!%]", line, maxsplit=1)[0].strip()
         if not body or body.startswith(";"):
             titles.append(line)
@@ -278,7 +281,10 @@ def _read_fits(content: bytes) -> _Raw:
                 for hdu in file:
                     if isinstance(hdu, fits.BinTableHDU) and (found := _from_table(hdu, file)):
                         return found
+                tables = [", ".join(hdu.columns.names) for hdu in file if isinstance(hdu, fits.BinTableHDU)]
                 image = next((hdu for hdu in file if hdu.is_image and hdu.data is not None), None)
+                if image is None and tables:
+                    raise InputError(f"table without a column wave and a column flux; it has {tables[0][:60]}")
                 if image is None:
                     raise InputError("FITS file with neither an array nor a table of wavelengths and fluxes")
                 header, data = image.header, image.data
@@ -332,7 +338,7 @@ def _from_image(header: fits.Header, data: np.ndarray) -> _Raw:
     """
     flux = np.squeeze(data[0] if data.ndim == 3 and data.shape[1] == 1 else data)
     if flux.ndim != 1:
-        raise InputError(f"an array {data.shape} where one spectrum (n,) or (1, n) is expected")
+        raise InputError(f"an array {data.shape} where one spectrum (n,) or (1, n) is expected; extract it first")
     fwhm = header.get("FWHM")
     raw = _Raw(
         None, flux, flux_unit=str(header.get("BUNIT", "")), unit=str(header.get("CUNIT1", "")).strip(),
@@ -352,7 +358,7 @@ def _from_image(header: fits.Header, data: np.ndarray) -> _Raw:
     if kind == "WAVE-LOG" and first > 10:  # as the standard has it: λ = λ₀·exp((λ' − λ₀)/λ₀) (Greisen et al. 2006)
         raw.wave, raw.medium = first * np.exp((raw.wave - first) / first), "vacuum"
     elif header.get("DC-FLAG") == 1 or "LOG" in kind:
-        raw.unit = "log10"
+        raw.unit = raw.unit if raw.unit.lower().startswith("ln") else "log10"
     elif kind == "WAVE" or header.get("VACUUM") is True:  # WAVE is vacuum by the standard, AWAV is air
         raw.medium = "vacuum"
     return raw
