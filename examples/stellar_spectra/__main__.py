@@ -76,6 +76,44 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--normalisation", default="5550", choices=NORMALISATIONS,
                    help="divide by the flux at 5550 Å or by a running continuum")  # fmt: skip
     common.add_output(p, "picture to write (PNG)")
+
+    p = common.add_command(
+        commands, "lines", "Draw which lines matter, class by class: saliency, and hiding 50 Å at a time."
+    )
+    add_data(p)
+    p.add_argument("--weights", type=Path, default=WEIGHTS, metavar="FILE", help="file that train wrote")
+    common.add_threads(p)
+    common.add_output(p, "folder for tables (CSV) and figures (PNG)")
+
+    p = common.add_command(
+        commands, "autoencoder", "Train an autoencoder without types; draw what it rebuilds, its code space, outliers."
+    )
+    add_data(p)
+    p.add_argument("--network", default="autoencoder", choices=["autoencoder", "dense-autoencoder"],
+                   help="of convolutions, or dense")  # fmt: skip
+    p.add_argument("--pretrain", type=int, default=60, help="passes over the spectra outside the test part")
+    p.add_argument("--corrupt", default="noise", choices=["nothing", "noise", "masks"], help="what it has to make good")
+    p.add_argument("--seed", type=common.seed, default=0, help="of the split, the first weights and the order")
+    p.add_argument("--fold", type=int, default=0, help="which fifth of the stars is the test part, 0..4")
+    common.add_threads(p)
+    common.add_output(p, "folder for tables (CSV) and figures (PNG)")
+
+    p = common.add_command(
+        commands, "study", "Train and test all that the README's tables say; goes on where it stopped."
+    )
+    add_data(p)
+    p.add_argument("--only", nargs="+", default=["folds", "libraries", "labels", "noise"], metavar="PART",
+                   help="parts to run, in this order")  # fmt: skip
+    p.add_argument("--seeds", type=int, default=5, help="repetitions of the small trainings")
+    common.add_threads(p)
+    p.add_argument("--out", type=Path, required=True, help="folder for runs.csv, weights, tables, figures")
+
+    p = common.add_command(commands, "ship", "Train on every star, test by five folds, write weights and model card.")
+    add_data(p)
+    p.add_argument("--study", type=Path, required=True, help="folder of the command study, whose folds are tested")
+    p.add_argument("--seed", type=common.seed, default=0, help="of the first weights and the order")
+    common.add_threads(p)
+    common.add_output(p, "weights to write (.safetensors); MODEL_CARD.md comes beside them")
     return main
 
 
@@ -157,9 +195,17 @@ def run(argv: list[str] | None = None) -> int:
         code = _evaluate(a)
     elif a.command == "prepare":
         _prepare(a)
+    elif a.command == "lines":
+        _lines(a)
+    elif a.command == "autoencoder":
+        _autoencoder(a)
+    elif a.command == "study":
+        _study(a)
+    elif a.command == "ship":
+        _ship(a)
     else:
         code = _predict(a)
-    if a.command in ("train", "evaluate"):
+    if a.command in ("train", "evaluate", "study", "ship"):
         print(f"{time.perf_counter() - start:.0f} s")
     return code or 0
 
@@ -207,6 +253,68 @@ def _predict(a: argparse.Namespace) -> int:
         raise common.InputError("no spectra: name files or folders, or a --list")
     options = predict.Options(a.coverage, a.pictures, a.compare, a.resume, a.overwrite)
     return predict.predict(files, a.weights, a.out, options)
+
+
+def _lines(a: argparse.Namespace) -> None:
+    import numpy as np
+
+    from . import data, lines, network
+    from .evaluate import unseen
+
+    common.check_folder(a.out, a.overwrite)
+    model, meta = network.load(a.weights)
+    s = meta["settings"]
+    folder = common.data_folder(a.data, "spectra", REMEDY)
+    stars = data.load(folder, how=s["normalisation"], grid=s["grid"], libraries=a.libraries)
+    stars = stars.take(np.flatnonzero(np.isfinite(stars.codes())))
+    try:
+        stars = stars.take(unseen(stars, meta))
+        print(f"stars not trained on, {stars.describe()}")
+    except common.InputError:
+        print(f"stars that this network was trained on, {stars.describe()}")
+    found = lines.importance(model, stars, GRIDS[s["grid"]])
+    _report(lines.tables(found, GRIDS[s["grid"]]), lines.write(found, stars, GRIDS[s["grid"]], a.out))
+
+
+def _autoencoder(a: argparse.Namespace) -> None:
+    from . import data, unlabelled
+
+    common.check_folder(a.out, a.overwrite)
+    settings = settings_of(a)
+    stars = data.load(common.data_folder(a.data, "spectra", REMEDY), how="5550", libraries=a.libraries)
+    found, about = unlabelled.squeeze(stars, settings)
+    _report(unlabelled.tables(found, about), unlabelled.write(found, about, a.out))
+
+
+def _report(tables: list[common.Table], figures: list[tuple[Path, str]]) -> None:
+    for table in tables:
+        print(table.text(), end="\n\n")
+    for path, caption in figures:
+        print(f"{path}: {caption}")
+
+
+def _study(a: argparse.Namespace) -> None:
+    from . import figures, study
+
+    if unknown := sorted(set(a.only) - set(study.PARTS)):
+        raise common.InputError(f"--only {unknown[0]}: the parts are {', '.join(study.PARTS)}")
+    if a.out.exists() and not a.out.is_dir():
+        raise common.InputError(f"{a.out} is a file: give --out the name of a folder")
+    whole = study.Study(common.data_folder(a.data, "spectra", REMEDY), a.out, a.seeds)
+    for part in a.only:
+        study.PARTS[part](whole)
+    _report(study.tables(whole), figures.draw_study(whole))
+
+
+def _ship(a: argparse.Namespace) -> None:
+    from .ship import ship
+    from .study import Study
+
+    common.check_file(a.out, a.overwrite)
+    study = Study(common.data_folder(a.data, "spectra", REMEDY), a.study)
+    for table in ship(study, a.out, a.seed):
+        print(table.text(), end="\n\n")
+    print(f"weights in {a.out}, {a.out.stat().st_size / 1e6:.2f} MB, and their card beside them")
 
 
 def _evaluate(a: argparse.Namespace) -> None:

@@ -94,7 +94,12 @@ class StarNetwork(nn.Module):
     """
 
     def __init__(
-        self, members: Sequence[nn.Module], flux: np.ndarray | None = None, *, grid: Grid = GRIDS["580"], lines: bool = False
+        self,
+        members: Sequence[nn.Module],
+        flux: np.ndarray | None = None,
+        *,
+        grid: Grid = GRIDS["580"],
+        lines: bool = False,
     ) -> None:
         bins = grid.bins
         self.members = nn.ModuleList(members)
@@ -117,9 +122,7 @@ class StarNetwork(nn.Module):
         """Mean, scale and principal components of the training part (N, bins)."""
         whole = flux[np.isfinite(flux).all(1)]
         if len(whole) < 2:
-            raise InputError(
-                "no two training spectra cover the whole range; the gaps of the others cannot be filled"
-            )
+            raise InputError("no two training spectra cover the whole range; the gaps of the others cannot be filled")
         self.mean, self.scale = whole.mean(0), whole.std(0) + 0.02
         _, s, rows = np.linalg.svd(whole - self.mean, full_matrices=False)
         k = min(COMPONENTS, len(whole) - 1)
@@ -146,7 +149,7 @@ class StarNetwork(nn.Module):
     def _divided(self, x: Tensor) -> Tensor:
         """Flux over its running mean: (N, bins) -> the same."""
         level = F.conv1d(x.reshape(len(x), 1, -1), Tensor(self._window), padding=self._window.shape[2] // 2)
-        return x * self._share / (level.reshape(*x.shape) + 1e-3)
+        return x * self._share / (F.clip(level.reshape(*x.shape), min=0.02) + 1e-3)  # gaps may be filled below zero
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs of all members, side by side."""
@@ -184,7 +187,7 @@ def member(network: str, hidden: int, rng: np.random.Generator, bins: int, chann
 
 
 def autoencoder(network: str, rng: np.random.Generator, bins: int) -> Any:
-    """Squeezes a spectrum into 32 numbers and builds it up again: dense, x (N, bins), or of convolutions, (N, 1, bins)."""
+    """Squeezes a spectrum into 32 numbers and builds it up again: x (N, bins), or with convolutions (N, 1, bins)."""
     if network == "dense-autoencoder":
         return models.Autoencoder((bins, 128, 32), rng=rng)
     return models.ConvAutoencoder(bins, channels=(12, 24), code=32, rng=rng)
@@ -236,7 +239,9 @@ def apply(model: StarNetwork, flux: np.ndarray) -> Prediction:
     ).swapaxes(0, 1)
     codes = out[:, :, 0].astype(np.float64) * SCALE + MIDDLE
     c = 1 + len(CLASSES)
-    return Prediction(codes.mean(0), _softmax(out[:, :, 1:c]), _softmax(out[:, :, c:]), np.hypot(codes.std(0), float(model.floor[0])))
+    return Prediction(
+        codes.mean(0), _softmax(out[:, :, 1:c]), _softmax(out[:, :, c:]), np.hypot(codes.std(0), float(model.floor[0]))
+    )
 
 
 def error_floor(error: np.ndarray, spread: np.ndarray) -> float:
@@ -295,7 +300,7 @@ def parts(stars: data.Stars, settings: Settings) -> dict[str, np.ndarray]:
 
 
 def thinned(stars: data.Stars, index: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """n of `index`, drawn class by class in turn from the commonest on: shares stay, every class has one if n allows."""
+    """n of `index`, drawn at random, with the classes' shares kept and one of every class as long as n allows."""
     rng = np.random.default_rng(seed)
     cls = stars.classes()[index]
     rank = np.zeros(len(index))
@@ -369,7 +374,9 @@ def train(
 def _emphasis(training: data.Stars, lead: str) -> np.ndarray:
     """Indices of an epoch: all, those of the leading library several times. Catalogues differ; it sets the scale."""
     if lead and lead not in training.libraries:
-        raise InputError(f"--lead {lead}: no training spectrum of it; there are {', '.join(sorted(set(training.libraries)))}")
+        raise InputError(
+            f"--lead {lead}: no training spectrum of it; there are {', '.join(sorted(set(training.libraries)))}"
+        )
     return np.repeat(np.arange(len(training)), [LEAD if library == lead else 1 for library in training.libraries])
 
 
@@ -378,7 +385,7 @@ def pretrain(
 ) -> Any:
     """An autoencoder that has learnt to squeeze spectra (N, bins) without any label, standardised as `model` does it.
 
-    `settings.corrupt`: it sees them whole, with noise, or with stretches hidden, and has to give them back as they were.
+    `settings.corrupt`: it sees them whole, with noise, or with stretches hidden, and has to give them back whole.
     """
     network = autoencoder(settings.network, rng, flux.shape[1])
     flux = ((flux - model.mean) / model.scale).astype(np.float32)
