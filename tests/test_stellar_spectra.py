@@ -683,7 +683,8 @@ def table_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_table_says_all_of_each_star(simulated, weights, tmp_path, capsys):
-    files = sorted(simulated.glob("*.fits"))[:3]
+    (tmp_path / "Bär.fits").write_bytes(next(simulated.glob("*.fits")).read_bytes())
+    files = [tmp_path / "Bär.fits", *sorted(simulated.glob("*.fits"))[:3]]
     assert command("predict", *files, "--weights", weights, "--out", tmp_path / "t.csv") == 0
     assert "a lesson, not a measurement" in capsys.readouterr().out
     rows = table_of(tmp_path / "t.csv")
@@ -701,6 +702,7 @@ def test_a_table_says_all_of_each_star(simulated, weights, tmp_path, capsys):
     table = fits.getdata(tmp_path / "t.fits")
     assert [n.lower() for n in table.names] == [c.lower() for c in predict.COLUMNS]
     for row, other in zip(rows, table, strict=True):
+        assert other["file"] == row["file"].encode("ascii", "backslashreplace").decode()
         assert row["spectral_type"] == other["spectral_type"] and abs(float(row["code"]) - other["code"]) <= 0.051
 
 

@@ -306,7 +306,10 @@ def write(out: Path, rows: Sequence[Row], overwrite: bool) -> None:
         return
     from astropy.table import Table as Columns
 
-    table = Columns(rows=[[row[c] for c in columns] for row in rows], names=columns)
+    def plain(value: Any) -> Any:  # FITS knows ASCII alone
+        return value.encode("ascii", "backslashreplace").decode() if isinstance(value, str) else value
+
+    table = Columns(rows=[[plain(row[c]) for c in columns] for row in rows], names=columns)
     table["fwhm"].unit = "Angstrom"
     with atomic_write(out) as part:
         table.write(part, format="fits", overwrite=True)
