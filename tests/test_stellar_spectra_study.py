@@ -283,8 +283,15 @@ def test_a_study_goes_on_where_it_stopped(studied, folder, capsys, monkeypatch):
 
 def test_noise_has_the_size_that_is_asked_for():
     flux = np.full((2000, 580), 0.25, np.float32)
-    noise = study.noisy(flux, 10, np.random.default_rng(0)) - flux
+    noise = study.noisy(10, flux, np.random.default_rng(0)) - flux
     assert abs(noise.std() - 0.05) <= 5e-4 and abs(noise.mean()) <= 5e-4
+
+
+def test_dust_dims_the_blue_by_the_excess():
+    """E(B−V) is by how much more B (4400 Å) is dimmed than V (5495 Å), in magnitudes."""
+    flux = study.reddened(0.5, np.ones((1, 580), np.float32), np.random.default_rng(0))[0]
+    blue, visual = (flux[np.abs(GRID.centres - wave).argmin()] for wave in (4400, 5495))
+    assert abs(-2.5 * np.log10(blue / visual) - 0.5) <= 0.03
 
 
 def test_the_gain_of_pre_training_is_taken_seed_by_seed():

@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         commands, "study", "Train and test all that the README's tables say; goes on where it stopped."
     )
     add_data(p)
-    p.add_argument("--only", nargs="+", default=["folds", "libraries", "labels", "noise"], metavar="PART",
+    p.add_argument("--only", nargs="+", default=["folds", "libraries", "labels", "noise", "dust"], metavar="PART",
                    help="parts to run, in this order")  # fmt: skip
     p.add_argument("--seeds", type=int, default=5, help="repetitions of the small trainings")
     common.add_threads(p)

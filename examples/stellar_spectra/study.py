@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from .codes import SUBCLASS
 from .data import Stars
 from .evaluate import LITERATURE, Result
 from .network import Prediction, Settings
+from .preprocess import CENTRES
+from .simulate import extinction
 
 LEADING = "cflib_dev"  # the library whose cleaned types set the scale
 FOLDED = [LEADING, "miles"]  # trained on in the five folds; STELIB is tested only
@@ -29,6 +31,7 @@ TEMPLATES = "pyhammer_templates"
 ALL = [*FOLDED, "stelib", TEMPLATES]
 NETWORKS = [("tanh", "5550"), ("deep", "5550"), ("cnn", "5550"), ("tanh", "continuum"), ("cnn", "continuum")]
 SNR = (5, 10, 20, 50, 100)  # for a bin of 5 Å at 5550 Å
+DUST = (0.05, 0.1, 0.3, 1.0)  # E(B−V), magnitudes
 LABELS = {25: 200, 50: 120, 100: 70, 400: 25, 1400: 12}  # labelled spectra: epochs, for 200 to 500 steps each
 CROSSINGS: list[tuple[str, list[str], list[str], dict[str, Any]]] = [  # name, trained on, tested on, settings
     ("158 of MILES", ["miles"], [LEADING, "stelib"], {"labels": 158}),  # as many as Jacoby et al. 1984 have
@@ -42,6 +45,7 @@ MEASURES = ("mean", "sigma", "rms", "mae", "sigma68", "class_accuracy", "luminos
 COLUMNS = ("part", "run", "seed", "test", "n", *MEASURES)
 SHAPES = {"5550": "flux", "continuum": "lines"}
 Line = dict[str, Any]
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 class Study:
@@ -121,32 +125,38 @@ def _folds(study: Study, kind: str, how: str) -> Iterator[tuple[Any, Stars]]:
 
 
 def predict_folds(
-    study: Study, kind: str, how: str, *, snr: float | None = None, floor: bool = True
+    study: Study, kind: str, how: str, *, change: Change | None = None, floor: bool = True
 ) -> tuple[Stars, Prediction]:
-    """Every spectrum of CFLIB, MILES and STELIB by a network that has not seen its star; noise added if `snr` is given.
+    """Every spectrum of CFLIB, MILES and STELIB by a network that has not seen its star, after `change`.
 
-    With `floor` the predicted errors get the floor that the other folds' errors in CFLIB ask for, so that no star
-    measures its own; else they are the members' spread.
+    With `floor` the predicted errors get the floor that the other folds' errors ask for, so that no star measures its
+    own; else they are the members' spread.
     """
     parts, predictions = [], []
     for fold, (model, part) in enumerate(_folds(study, kind, how)):
         rng = np.random.default_rng(fold)
-        predictions.append(network.apply(model, part.flux if snr is None else noisy(part.flux, snr, rng)))
+        predictions.append(network.apply(model, change(part.flux, rng) if change else part.flux))
         parts.append(part)
     errors = [p.code - part.codes() for p, part in zip(predictions, parts, strict=True)]
     spreads = [p.spread for p in predictions]
-    leading = [np.array([name == LEADING for name in part.libraries]) for part in parts]
+    strange = [np.array([name != LEADING for name in part.libraries]) for part in parts]
     for k, prediction in enumerate(predictions if floor else []):
         others = [i for i in range(len(parts)) if i != k]
-        error = np.concatenate([errors[i][leading[i]] for i in others])
-        added = network.error_floor(error, np.concatenate([spreads[i][leading[i]] for i in others]))
+        error = np.concatenate([errors[i][strange[i]] for i in others])
+        added = network.error_floor(error, np.concatenate([spreads[i][strange[i]] for i in others]))
         predictions[k] = prediction._replace(spread=np.hypot(prediction.spread, added))
     return data.join(parts), Prediction(*(np.concatenate(columns) for columns in zip(*predictions, strict=True)))
 
 
-def noisy(flux: np.ndarray, snr: float, rng: np.random.Generator) -> np.ndarray:
+def noisy(snr: float, flux: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Add photon noise: (N, bins), 1 at 5550 Å, with signal to noise `snr` there, σ = √flux/snr."""
     return (flux + np.sqrt(np.maximum(flux, 0)) / snr * rng.normal(size=flux.shape)).astype(np.float32)
+
+
+def reddened(excess: float, flux: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Put dust of E(B−V) = `excess` before stars: (N, 580), 1 at 5550 Å, law of Cardelli et al. 1989, R = 3.1."""
+    magnitudes = excess * (extinction(CENTRES) - extinction(np.array([5550.0])))
+    return (flux * 10 ** (-0.4 * magnitudes)).astype(np.float32)
 
 
 def within(r: Result) -> float:
@@ -175,8 +185,17 @@ def noise(study: Study) -> None:
             continue
         for snr in SNR:
             if study.missing("noise", f"{kind}, {SHAPES[how]}, SNR {snr}", 0):
-                results = evaluate.by_library(*predict_folds(study, kind, how, snr=snr))
+                results = evaluate.by_library(*predict_folds(study, kind, how, change=partial(noisy, snr)))
                 study.add("noise", f"{kind}, {SHAPES[how]}, SNR {snr}", 0, {LEADING: results[LEADING]})
+
+
+def dust(study: Study) -> None:
+    """The same networks with dust before the stars: what reads the flux's shape takes red for cool."""
+    for kind, how in (("tanh", "5550"), ("cnn", "5550")):
+        for excess in DUST:
+            if study.missing("dust", f"{kind}, E(B-V) {excess}", 0):
+                results = evaluate.by_library(*predict_folds(study, kind, how, change=partial(reddened, excess)))
+                study.add("dust", f"{kind}, E(B-V) {excess}", 0, {LEADING: results[LEADING]})
 
 
 # --- from library to library ---------------------------------------------------------------------------------------
@@ -244,7 +263,13 @@ def _encoder(stars: Stars, settings: Settings) -> Callable[[], Any]:
     return copy
 
 
-PARTS: dict[str, Callable[[Study], None]] = {"folds": folds, "libraries": libraries, "labels": labels, "noise": noise}
+PARTS: dict[str, Callable[[Study], None]] = {
+    "folds": folds,
+    "libraries": libraries,
+    "labels": labels,
+    "noise": noise,
+    "dust": dust,
+}
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -283,6 +308,14 @@ def tables(study: Study) -> list[Table]:
             rows.append([kind, *(f"{line['sigma']:.2f}, {line['class_accuracy']:.3f}" for line in lines)])
         header = ["five folds", *(f"SNR {s}" for s in SNR)]
         result.append(Table("CFLIB with noise added: sigma, class right", header, rows))
+    if found["dust"]:
+        rows = [
+            [run, f"{r['mean']:+.2f}", f"{r['sigma']:.2f}", f"{r['class_accuracy']:.3f}"]
+            for (run, _), (r,) in found["dust"].items()
+        ]
+        result.append(
+            Table("CFLIB with dust put before the stars", ["five folds, flux", "mean", "sigma", "class"], rows)
+        )
     if found["labels"]:
         result.append(_labels_table(found["labels"]))
     return result

@@ -58,7 +58,7 @@ def squeeze(stars: Stars, settings: Settings, progress: bool = True) -> tuple[Sq
     shown = (flux - model.mean) / model.scale
     code = through(trained.encoder, shown[:, None] if settings.network == "autoencoder" else shown)
     rebuilt = rebuild(flux)
-    noise = {snr: noisy(flux, snr, np.random.default_rng(snr)) for snr in SNR}
+    noise = {snr: noisy(snr, flux, np.random.default_rng(snr)) for snr in SNR}
     denoised = {snr: (_rms(x - flux), _rms(rebuild(x) - flux)) for snr, x in noise.items()}
     middle = int(np.argsort(tested.codes())[len(tested) // 2])
     example = (noise[10][middle], rebuild(noise[10][middle : middle + 1])[0])
