@@ -268,12 +268,15 @@ def _lines(a: argparse.Namespace) -> None:
     stars = data.load(folder, how=s["normalisation"], grid=s["grid"], libraries=a.libraries)
     stars = stars.take(np.flatnonzero(np.isfinite(stars.codes())))
     try:
-        stars = stars.take(unseen(stars, meta))
-        print(f"stars not trained on, {stars.describe()}")
-    except common.InputError:
-        print(f"stars that this network was trained on, {stars.describe()}")
-    found = lines.importance(model, stars, GRIDS[s["grid"]])
-    _report(lines.tables(found, GRIDS[s["grid"]]), lines.write(found, stars, GRIDS[s["grid"]], a.out))
+        stars, seen = stars.take(unseen(stars, meta)), "not trained on"
+    except common.InputError:  # the network that is shipped has seen them all
+        seen = "that the network was trained on"
+    read = "the flux's shape and lines" if s["normalisation"] == "5550" else "the lines alone"
+    title = f"{s['network']} that reads {read}; {stars.kind} stars {seen}"
+    print(f"{title}; {stars.describe()}")
+    grid = GRIDS[s["grid"]]
+    found = lines.importance(model, stars, grid)
+    _report(lines.tables(found, grid), lines.write(found, stars, grid, title, a.out))
 
 
 def _autoencoder(a: argparse.Namespace) -> None:

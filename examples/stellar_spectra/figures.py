@@ -237,14 +237,16 @@ _FEATURE_COLOURS = {
     "Balmer": BLUE,
     "Ca H, K": ORANGE,
     "G band": "0.5",
+    "He II": "#F0E442",
     "He I": PURPLE,
     "Mg b": GREEN,
     "Na D": RED,
     "TiO": SKY,
+    "O2 (air)": "black",
 }
 
 
-def draw_lines(found: Importance, stars: Stars, grid: Grid, out: Path) -> list[tuple[Path, str]]:
+def draw_lines(found: Importance, stars: Stars, grid: Grid, title: str, out: Path) -> list[tuple[Path, str]]:
     """Draw saliency and occlusion, a panel a class over its mean spectrum -> (path, caption) of each."""
     cls = stars.classes()
     means = [np.nanmean(stars.flux[cls == k], 0) if found.stars[k] else None for k in range(len(CLASSES))]
@@ -257,7 +259,7 @@ def draw_lines(found: Importance, stars: Stars, grid: Grid, out: Path) -> list[t
     ):  # fmt: skip
         figure = _by_class(found, means, grid, x, values)
         figure.supylabel(f"{name} / {unit} (black: the mean spectrum, any unit)", fontsize=10)
-        figure.suptitle(f"{caption}\n{stars.kind} spectra", fontsize=11)
+        figure.suptitle(f"{caption}\n{title}", fontsize=11)
         figures.append((save(figure, out / f"{name}.png"), caption))
     return figures
 
@@ -282,9 +284,10 @@ def _by_class(
         twin.plot(grid.centres, means[k], color="black", lw=0.9)
         twin.set_ylim(0, float(np.nanmax(means[k])) * 1.1)
         twin.set_yticks([])
-        ax.text(0.995, 0.9, f"{CLASSES[k]} ({found.stars[k]} stars)", transform=ax.transAxes, ha="right", va="top",
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5})  # fmt: skip
-    axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(FEATURES), fontsize=8.5, frameon=False)
+        ax.text(1.01, 0.5, f"{CLASSES[k]}\n{found.stars[k]} stars", transform=ax.transAxes, va="center")
+    axes[0, 0].legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(FEATURES), fontsize=8, columnspacing=1, frameon=False
+    )
     axes[-1, 0].set(xlim=(grid.first, grid.last), xlabel="wavelength in air / Å")
     return figure
 

@@ -21,10 +21,12 @@ FEATURES: dict[str, list[tuple[float, float]]] = {
     "Balmer": [(6553, 6573), (4846, 4876), (4325, 4356), (4087, 4117), (3962, 3978)],
     "Ca H, K": [(3926, 3942), (3962, 3975)],
     "G band": [(4295, 4315)],
+    "He II": [(4536, 4547), (4680, 4692), (5406, 5417)],
     "He I": [(4021, 4031), (4466, 4476), (5871, 5880)],
     "Mg b": [(5160, 5190)],
     "Na D": [(5882, 5904)],
     "TiO": [(4954, 5060), (5448, 5520), (5847, 5880), (6158, 6270), (6651, 6750)],
+    "O2 (air)": [(6276, 6317)],
 }
 
 
@@ -120,7 +122,7 @@ def _inside(grid: Grid, spans: list[tuple[float, float]]) -> np.ndarray:
     return np.any([(grid.centres + half > a) & (grid.centres - half < b) for a, b in spans], axis=0)
 
 
-def write(found: Importance, stars: Stars, grid: Grid, out: Path) -> list[tuple[Path, str]]:
+def write(found: Importance, stars: Stars, grid: Grid, title: str, out: Path) -> list[tuple[Path, str]]:
     """Write saliency.csv, occlusion.csv and their figures into `out` -> (path, caption) of each figure."""
     from . import figures
 
@@ -128,4 +130,4 @@ def write(found: Importance, stars: Stars, grid: Grid, out: Path) -> list[tuple[
     for name, x, values in (("saliency", grid.centres, found.saliency), ("occlusion", found.centres, found.hidden)):
         rows = [[f"{w:.1f}", *(f"{v:.5f}" for v in column)] for w, column in zip(x, values.T, strict=True)]
         write_csv(out / f"{name}.csv", ["wavelength", *CLASSES], rows, overwrite=True)
-    return figures.draw_lines(found, stars, grid, out)
+    return figures.draw_lines(found, stars, grid, title, out)
