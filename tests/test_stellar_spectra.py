@@ -910,8 +910,11 @@ def test_a_picture_of_each_star_and_of_each_step(simulated, weights, tmp_path, c
         assert command("prepare", files[0], *options, "--out", tmp_path / f"{k}.png") == 0
         assert (tmp_path / f"{k}.png").read_bytes().startswith(b"\x89PNG")
     assert "90% of 3900-6800 Å measured, 2.5 Å FWHM, z=-0.000100069" in capsys.readouterr().out
-    assert command("prepare", files[0], "--grid", "1900", "--out", tmp_path / "no.png") == 2
-    assert "of 3650-9350 Å is measured" in one_line(capsys) and not (tmp_path / "no.png").exists()
+    assert command("prepare", files[0], "--grid", "1900", "--out", tmp_path / "part.png") == 0
+    assert "50% of 3650-9350 Å measured (less than predict accepts without --coverage)" in capsys.readouterr().out
+    assert (tmp_path / "part.png").exists()
+    assert command("prepare", files[0], "--redshift", "3", "--out", tmp_path / "no.png") == 2
+    assert "do not meet" in one_line(capsys) and not (tmp_path / "no.png").exists()
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

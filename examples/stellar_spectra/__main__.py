@@ -236,10 +236,12 @@ def _prepare(a: argparse.Namespace) -> None:
 
     common.check_file(a.out, a.overwrite)
     grid = GRIDS[a.grid]
-    star = ready(a.file, given_of(a), a.normalisation, grid)
+    star = ready(a.file, given_of(a), a.normalisation, grid, least=0.0)  # what predict refuses is worth a look
     prepared, notes = star.prepared, "; ".join(star.spectrum.notes)
     draw_steps(prepared.stages, grid, f"{star.spectrum.name}: how it is prepared", a.out)
-    print(f"{prepared.coverage:.0%} of {grid} measured, {prepared.fwhm:.2g} Å FWHM"
+    little = " (less than predict accepts without --coverage)"
+    print(f"{prepared.coverage:.0%} of {grid} measured{little if prepared.coverage < COVERAGE else ''}, "
+          f"{prepared.fwhm:.2g} Å FWHM"
           + (f", {notes}" if notes else "") + f"; steps drawn in {a.out}")  # fmt: skip
 
 
