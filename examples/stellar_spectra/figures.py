@@ -225,7 +225,7 @@ def _labels(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
         ax.set_xticks(list(LABELS), [str(n) for n in LABELS])
         ax.minorticks_off()
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.set_yticks([0.7, 1, 1.5, 2, 3, 4])
+        ax.set_yticks([0.7, 1, 1.5, 2])
     axes[0].set_ylabel("mean absolute error / subclasses")
     axes[0].legend()
     figure.suptitle("CFLIB's test stars, one network: mean and standard error of the mean over seeds")

@@ -34,7 +34,8 @@ SNR = (5, 10, 20, 50, 100)  # for a bin of 5 Å at 5550 Å
 DUST = (0.05, 0.1, 0.3, 1.0)  # E(B−V), magnitudes
 LABELS = {25: 200, 50: 120, 100: 70, 400: 25, 1400: 12}  # labelled spectra: epochs, for 200 to 500 steps each
 CROSSINGS: list[tuple[str, list[str], list[str], dict[str, Any]]] = [  # name, trained on, tested on, settings
-    ("158 of MILES, jitter 4", ["miles"], [LEADING, "stelib"], {"labels": 158, "jitter": 4.0}),  # as many as Jacoby has
+    ("158 of MILES", ["miles"], [LEADING, "stelib"], {"labels": 158}),  # as many as Jacoby's atlas has
+    ("158 of MILES, jitter 4", ["miles"], [LEADING, "stelib"], {"labels": 158, "jitter": 4.0}),
     ("MILES", ["miles"], ["stelib", LEADING], {}),
     ("A: MILES + STELIB + templates", ["miles", "stelib", TEMPLATES], [LEADING], {}),
     ("CFLIB", [LEADING], ["miles", "stelib"], {}),
