@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
+import hashlib
+import http.server
+import importlib.metadata
 import json
+import os
+import re
+import threading
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from examples.common import InputError, run_command
-from examples.stellar_spectra import codes, data, evaluate, fetch, network, preprocess, readers, simulate
-from examples.stellar_spectra.__main__ import run
+from examples.stellar_spectra import codes, data, evaluate, fetch, network, predict, preprocess, readers, simulate
+from examples.stellar_spectra.__main__ import WEIGHTS, run
 from examples.stellar_spectra.codes import CLASSES, LUMINOSITIES, SpectralType
-from examples.stellar_spectra.preprocess import CENTRES, Spectrum
+from examples.stellar_spectra.preprocess import CENTRES, GRIDS, Spectrum
 
 fits = pytest.importorskip("astropy.io.fits")
 
@@ -88,6 +97,7 @@ def test_one_star_has_one_key():
     assert data.star_key("HD 048682A") == data.star_key("HD48682") == "HD48682"
     assert data.star_key("BD+08 3095") == data.star_key("BD+083095") != data.star_key("BD-083095")
     assert data.star_key("HD 020902         Cl") == "HD20902"
+    assert data.star_key("BD+72 94") == data.star_key("BD+720094") and data.star_key("BD-10 3166") == "BD-10-3166"
 
 
 # --- preprocessing -------------------------------------------------------------------------------------------------
@@ -97,10 +107,16 @@ def spectrum(flux: np.ndarray, wave: np.ndarray = WAVE, good: np.ndarray | None 
     return Spectrum(wave, flux, np.ones(len(wave), bool) if good is None else good, **extra)
 
 
+def binned(made: Spectrum, grid: preprocess.Grid = GRIDS["580"]) -> tuple[np.ndarray, np.ndarray]:
+    """The first four steps of `prepare`."""
+    fine = preprocess.on_fine_pixels(made, grid)
+    return preprocess.to_bins(*preprocess.to_common_fwhm(*fine, preprocess.own_fwhm(made)), grid)
+
+
 def test_a_constant_stays_constant_even_where_masked():
     good = np.ones(len(WAVE), bool)
     good[500:540] = False
-    flux, measured = preprocess.to_bins(spectrum(np.where(good, 7.0, np.nan), good=good), 2.5)
+    flux, measured = binned(spectrum(np.where(good, 7.0, np.nan), good=good))
     assert np.abs(flux[measured] - 7).max() <= 1e-9
     assert 0 < (~measured).sum() < 12
     assert np.abs(preprocess.prepare(spectrum(np.full(len(WAVE), 7.0))) - 1).max() <= 1e-6
@@ -113,25 +129,94 @@ def test_a_line_gets_the_common_width(own):
     variances = []
     for centre in np.arange(5000.0, 5005.0, 0.25):
         flux = np.exp(-4 * np.log(2) * ((wave - centre) / own) ** 2)
-        binned, _ = preprocess.to_bins(spectrum(flux, wave), own)
-        mean = (binned * CENTRES).sum() / binned.sum()
+        light, _ = binned(spectrum(flux, wave, fwhm=own))
+        mean = (light * CENTRES).sum() / light.sum()
         assert abs(mean - centre) <= 0.35
-        variances.append((binned * (CENTRES - centre) ** 2).sum() / binned.sum() - 25 / 12)
+        variances.append((light * (CENTRES - centre) ** 2).sum() / light.sum() - 25 / 12)
     assert abs(np.sqrt(8 * np.log(2) * np.mean(variances)) - 4.5) <= 0.05
 
 
-def test_flux_is_conserved_and_coarser_spectra_are_left():
-    wave = np.sort(np.random.default_rng(0).uniform(3700, 7000, 4000))
+def overlaps(low: np.ndarray, high: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """How much of each new bin each pixel covers, Å: (m, n), the matrix of flux-conserving resampling.
+
+    As specutils' FluxConservingResampler and SpectRes build it (Carnall 2017, eq. 2).
+    """
+    return np.clip(np.minimum(high, new[1:, None]) - np.maximum(low, new[:-1, None]), 0, None)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_rebinning_conserves_flux_whatever_the_pixels(data):
+    steps = np.array(data.draw(st.lists(st.floats(0.05, 60), min_size=5, max_size=40)))
+    wave = 4000 + np.cumsum(steps)
+    flux = np.array(data.draw(st.lists(st.floats(-1e3, 1e6), min_size=len(wave), max_size=len(wave))))
+    low, high = preprocess.pixel_edges(wave)
+    assert (low < wave).all() and (wave < high).all() and (low[1:] >= high[:-1] - 1e-9).all()
+    new = np.sort(data.draw(st.lists(st.floats(3900, 7000), min_size=3, max_size=30, unique=True)))
+    found = preprocess.rebin((low, high), flux, new)
+    part = overlaps(low, high, new)
+    scale = (np.abs(flux) * (high - low)).sum() + 1
+    assert np.abs(found * np.diff(new) - part @ flux).max() <= 1e-9 * scale
+    edges = np.concatenate([[low[0]], new[(new > low[0]) & (new < high[-1])], [high[-1]]])  # all of the spectrum
+    whole = preprocess.rebin((low, high), flux, edges)
+    assert abs((whole * np.diff(edges)).sum() - (flux * (high - low)).sum()) <= 1e-9 * scale
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("own", [2.5, 8.0])
+def test_flux_is_conserved_from_the_file_to_the_bins(name, own):
+    grid = GRIDS[name]
+    wave = np.sort(np.random.default_rng(0).uniform(3600, 9400, 9000))
     flux = np.exp(-(((wave - 5000) / 3.0) ** 2))
-    for own in (2.5, 8.0):
-        binned, _ = preprocess.to_bins(spectrum(flux, wave), own)
-        assert abs(binned.sum() * 5 / np.trapezoid(flux, wave) - 1) <= 1e-3
-    assert np.array_equal(preprocess.smooth(flux, 0), flux)
+    low, high = preprocess.pixel_edges(wave)
+    light, measured = binned(spectrum(flux, wave, fwhm=own), grid)
+    assert measured.all() and len(light) == int(name)
+    assert abs(light.sum() * grid.step / (flux * (high - low)).sum() - 1) <= 1e-6
+
+
+def test_a_spectrum_coarser_than_the_common_width_is_left():
+    light = a_flux()
+    for found in preprocess.to_common_fwhm(light, light, 8.0):
+        assert np.array_equal(found, light)
+
+
+def test_masked_smoothing_is_that_of_astropy():
+    """Where pixels are masked, K∗(w·f) / K∗w is what astropy.convolution calls interpolation over NaN."""
+    from astropy.convolution import Gaussian1DKernel, convolve
+
+    flux = a_flux(np.arange(4000, 5000, 0.5)) + np.random.default_rng(0).normal(size=2000)
+    good = np.ones(2000)
+    good[300:303] = good[900:910] = 0
+    light, share = preprocess.to_common_fwhm(flux * good, good, 2.5)
+    sigma = np.sqrt(4.5**2 - 2.5**2) / np.sqrt(8 * np.log(2)) / 0.5
+    kernel = Gaussian1DKernel(sigma, x_size=2 * int(np.ceil(4 * sigma)) + 1)
+    theirs = convolve(np.where(good > 0, flux, np.nan), kernel, boundary="fill", nan_treatment="interpolate")
+    inside = slice(20, -20)
+    assert np.abs((light / share - theirs)[inside]).max() <= 1e-9
+
+
+def test_wavelengths_come_to_rest_in_air():
+    """Hα of a star receding at 300 km/s, in vacuum 6564.61·(1 + v/c), lands on 6562.79 Å."""
+    moved = spectrum(a_flux(), WAVE, medium="vacuum", redshift=readers.redshift_of(300.0), fwhm=3.0)
+    rest = preprocess.to_rest(moved)
+    seen = 6564.61 * (1 + 300 / 299792.458)
+    assert abs(np.interp(seen, moved.wave, rest.wave) - 6562.79) <= 0.02
+    assert (rest.medium, rest.redshift) == ("air", 0.0) and abs(rest.fwhm * (1 + 300 / 299792.458) - 3) <= 1e-9
+    assert np.array_equal(preprocess.to_rest(spectrum(a_flux())).wave, WAVE)
+
+
+def test_the_steps_end_in_what_the_network_reads():
+    made = spectrum(a_flux(), medium="vacuum")
+    steps = preprocess.prepare_in_steps(made, how="continuum")
+    assert np.array_equal(steps.flux, preprocess.prepare(made, how="continuum"))
+    assert np.array_equal(steps.stages[-1].flux, steps.flux) and len(steps.stages) == 5
+    assert steps.coverage == 1 and steps.fwhm == 2.5
+    assert preprocess.prepare_in_steps(spectrum(a_flux()[::3], WAVE[::3])).fwhm == 6  # two pixels, nothing else known
 
 
 def test_a_gap_in_the_wavelengths_is_no_measurement():
     keep = (WAVE < 5000) | (WAVE > 5100)
-    _, measured = preprocess.to_bins(spectrum(a_flux()[keep], WAVE[keep]), 2.5)
+    _, measured = binned(spectrum(a_flux()[keep], WAVE[keep]))
     assert (~measured).sum() in (19, 20, 21)
     assert not measured[(CENTRES > 5010) & (CENTRES < 5090)].any()
 
@@ -146,7 +231,7 @@ def test_the_continuum_forgets_slopes():
     ("made", "message"),
     [
         (spectrum(a_flux(), WAVE + 5000), "do not meet"),
-        (spectrum(a_flux(), WAVE / 10), "nm"),
+        (spectrum(a_flux(), WAVE / 10), "--unit nm"),
         (spectrum(a_flux()[:1500], WAVE[:1500]), "is measured; 65%"),
         (spectrum(a_flux()[::40], WAVE[::40]), "too coarse"),
         (spectrum(-a_flux()), "no light near 5550"),
@@ -202,7 +287,7 @@ def test_log_fits(tmp_path, flag):
 def write_sdss(path: Path, z: float = 0.0, upper: bool = True) -> np.ndarray:
     """A spec file as the SDSS makes it, with one bad pixel -> its wavelengths in air, at rest."""
     loglam = 3.57 + 1e-4 * np.arange(2800)
-    rest_air = readers.vacuum_to_air(10**loglam / (1 + z))
+    rest_air = preprocess.vacuum_to_air(10**loglam / (1 + z))
     ivar = np.ones(2800)
     ivar[10] = 0
     names = ["flux", "loglam", "ivar", "and_mask", "or_mask"]
@@ -221,14 +306,14 @@ def write_sdss(path: Path, z: float = 0.0, upper: bool = True) -> np.ndarray:
 def test_sdss_spec(tmp_path, upper):
     wave = write_sdss(tmp_path / "spec-1234-56789-0001.fits", z=0.001, upper=upper)
     found = readers.read(tmp_path / "spec-1234-56789-0001.fits")
-    assert np.abs(found.wave / wave - 1).max() <= 1e-6  # loglam is stored as float32
+    assert np.abs(preprocess.to_rest(found).wave / wave - 1).max() <= 1e-6  # loglam is stored as float32
     assert not found.good[10] and found.good.sum() == 2799
     assert str(codes.parse(found.sptype)) == "K1"
 
 
 def test_vacuum_to_air_as_the_sdss_prints_it():
     """Hα: 6564.61 Å in vacuum, 6562.79 in air; [O III] 5008.24 and 5006.84 (the SDSS's table of lines)."""
-    air = readers.vacuum_to_air(np.array([6564.61, 5008.24]))
+    air = preprocess.vacuum_to_air(np.array([6564.61, 5008.24]))
     assert np.abs(air - [6562.79, 5006.84]).max() <= 0.02
 
 
@@ -236,10 +321,11 @@ def test_sdss_spspec(tmp_path):
     wave = 10 ** (3.57 + 1e-4 * np.arange(2800))
     error = np.ones(2800)
     error[5] = 0
-    rows = np.stack([a_flux(readers.vacuum_to_air(wave)), np.zeros(2800), error, np.zeros(2800), np.zeros(2800)])
+    rows = np.stack([a_flux(preprocess.vacuum_to_air(wave)), np.zeros(2800), error, np.zeros(2800), np.zeros(2800)])
     write_image(tmp_path / "spSpec.fit", rows, COEFF0=3.57, COEFF1=1e-4, Z=0.0)
     found = readers.read(tmp_path / "spSpec.fit")
-    assert np.abs(found.wave - readers.vacuum_to_air(wave)).max() <= 1e-3 and not found.good[5] and found.good[6]
+    assert np.abs(found.wave - wave).max() <= 1e-3 and found.medium == "vacuum"
+    assert not found.good[5] and found.good[6]
 
 
 @pytest.mark.parametrize(
@@ -257,6 +343,89 @@ def test_text(tmp_path, title, form):
     check(path)
     path.write_text("\r\n".join(reversed(lines)))  # descending, as some write it
     check(path)
+
+
+def as_text(form: str = "{:.2f} {:.6f}", unit: float = 1.0) -> str:
+    return "\n".join(form.format(w / unit, f) for w, f in zip(WAVE, a_flux(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        (as_text("{:.2f};{:.6f}").replace(".", ","), []),  # as spreadsheets write where commas are decimal
+        (as_text("{:.2f}\t{:.6f}").replace(".", ","), []),
+        (as_text("{:.0f} {:.6f}").replace(".", ","), []),
+        (as_text("{:.2f}, {:.6f}"), []),
+        (as_text("{:.2f};{:.6f};x"), []),
+        ("; a comment\n" + as_text(), []),
+        (as_text(unit=10), ["unit nm concluded"]),
+        (as_text("{:.6f} {:.6f}", unit=1e4), ["unit um concluded"]),
+        ("Wavelength(nm)\tFlux\n" + as_text(unit=10), []),
+        ("# row flux wave_err WAVE\n" + "\n".join(f"{k} {f} 0.1 {w}" for k, (w, f) in
+                                               enumerate(zip(WAVE, a_flux(), strict=True))), []),
+        ("\n".join(f"{np.log10(w):.8f} {f}" for w, f in zip(WAVE, a_flux(), strict=True)), ["unit log10 concluded"]),
+    ],
+)  # fmt: skip
+def test_text_as_people_write_it(tmp_path, text, notes):
+    path = tmp_path / "star.dat"
+    path.write_text(text)
+    assert check(path).notes == notes
+    path.write_bytes(gzip.compress(text.encode()))
+    check(path)
+
+
+def test_files_packed_by_bzip2_and_scales_of_iraf(tmp_path):
+    path = write_image(tmp_path / "a.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0)
+    (tmp_path / "a.fits.bz2").write_bytes(bz2.compress(path.read_bytes()))
+    check(tmp_path / "a.fits.bz2")
+    bands = np.stack([a_flux(), a_flux() * 3, a_flux() * 0 + 1])[:, None]  # apall: spectrum, raw, sky
+    scale = 'wtype=multispec spec1 = "1 1 0 3700. 1. 3300 0. 12.3 18.7"'
+    check(write_image(tmp_path / "b.fits", bands, CTYPE1="MULTISPE", CRVAL1=1.0, CDELT1=1.0, WAT2_001=scale))
+    wave = 10 ** (3.57 + 1e-4 * np.arange(2700))
+    scale = 'spec1 = "1 1 1 3.57 0.0001 2700 0. 12.3 18.7"'
+    check(write_image(tmp_path / "c.fits", a_flux(wave), CTYPE1="MULTISPE", WAT2_001=scale), wave)
+    check(write_image(tmp_path / "d.fits", a_flux(wave), CRVAL1=3.57, CDELT1=1e-4), wave)  # no flag: told by its range
+
+
+def test_the_standard_says_which_wavelengths_are_vacuum(tmp_path):
+    line = {"CRVAL1": 3700.0, "CDELT1": 1.0}
+    for kind, medium in [("WAVE", "vacuum"), ("AWAV", "air"), ("LINEAR", "air")]:
+        path = write_image(tmp_path / f"{kind}.fits", a_flux(), CTYPE1=kind, **line)
+        assert check(path).medium == medium
+        assert readers.read(path, readers.Given(medium="air")).medium == "air"
+    wave = 3700 * np.exp(np.arange(2700) * 0.9 / 3700)
+    path = write_image(tmp_path / "log.fits", a_flux(wave), CTYPE1="WAVE-LOG", CRVAL1=3700.0, CDELT1=0.9)
+    assert check(path, wave).medium == "vacuum"
+
+
+@pytest.mark.parametrize(
+    ("units", "scale", "notes"),
+    [
+        (("nm", ""), 0.1, []),
+        (("Angstrom", "erg/s/cm2/Angstrom"), 1.0, []),
+        (("um", "adu"), 1e-4, []),
+        (("", "no such unit"), 0.1, ["unit nm concluded"]),
+        (("nm", "Jy"), 0.1, ["from F_nu"]),
+    ],
+)
+def test_tables_in_their_own_units(tmp_path, units, scale, notes):
+    flux = a_flux() * (WAVE / 5550) ** 2 if units[1] == "Jy" else a_flux()
+    columns = [fits.Column("Wave", "D", array=WAVE * scale, unit=units[0] or None),
+               fits.Column("FLUX", "D", array=flux, unit=units[1] or None)]  # fmt: skip
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "t.fits")
+    assert check(tmp_path / "t.fits").notes == notes
+
+
+def test_what_the_user_says_goes_before_what_the_file_says(tmp_path):
+    write_sdss(tmp_path / "s.fits", z=0.5)
+    found = readers.read(tmp_path / "s.fits", readers.Given(redshift=0.0, fwhm=3.0, medium="air"))
+    assert (found.redshift, found.fwhm, found.medium) == (0.0, 3.0, "air")
+    path = write_image(tmp_path / "w.fits", a_flux(), CRVAL1=370.0, CDELT1=0.1, CUNIT1="Angstrom")
+    found = readers.read(path, readers.Given(unit="nm"))
+    assert np.abs(found.wave - WAVE).max() <= 1e-6
+    for wrong in ({"unit": "furlong"}, {"medium": "water"}, {"redshift": 20.0}, {"fwhm": 0.0}):
+        with pytest.raises(InputError):
+            readers.Given(**wrong)
 
 
 def test_fill_values_nan_and_zero_are_no_measurement(tmp_path):
@@ -296,14 +465,22 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "one.txt").write_text("\n".join(str(w) for w in WAVE))
     (folder / "broken.txt").write_text("4000 1\n4001 2\nhere it ends\n")
     (folder / "back.txt").write_text("\n".join(f"{w} 1.{k}" for k, w in enumerate([*WAVE[:50], *WAVE[40:90]])))
-    (folder / "nm.txt").write_text("\n".join(f"{w / 10} {f}" for w, f in zip(WAVE, a_flux(), strict=True)))
+    write_image(folder / "wrong.fits", flux, CRVAL1=370.0, CDELT1=0.1, CUNIT1="Angstrom")
+    write_image(folder / "magnitudes.fits", flux, BUNIT="mag", **line)
+    write_image(folder / "chebyshev.fits", flux, CTYPE1="MULTISPE", WAT2_001='spec1 = "1 1 2 3700. 1. 3300 0. 1. 1."')
+    text = "\n".join(f"{w:.1f},{f:.3f}" for w, f in zip(WAVE, flux, strict=True))
+    (folder / "commas.txt").write_text(text.replace(".", ","))
+    (folder / "thousands.txt").write_text("\n".join(f"{w:,.1f} {f}" for w, f in zip(WAVE, flux, strict=True)))
+    (folder / "half.txt.gz").write_bytes(gzip.compress(text.encode())[:5000])
     return {
         "empty.fits": "empty", "truncated.fits": "damaged", "header.fits": "damaged", "nan.fits": "no pixel",
         "nowave.fits": "CRVAL1", "image.fits": "one spectrum", "unit.fits": "furlong", "log.fits": "absurd",
         "infrared.fits": "do not meet", "short.fits": "is measured", "text.fits": "damaged", "noise.bin": "neither",
         "words.txt": "neither", "one.txt": "neither", "broken.txt": "line 3", "back.txt": "do not ascend",
         "hit.fits.gz": "damaged", "words.fits": "plain numbers", "complex.fits": "plain numbers",
-        "uneven.fits": "90 wavelengths, 80 fluxes", "nm.txt": "Å are needed", "missing.fits": "No such file",
+        "uneven.fits": "90 wavelengths, 80 fluxes", "missing.fits": "No such file", "wrong.fits": "--unit nm",
+        "magnitudes.fits": "magnitudes", "chebyshev.fits": "dispcor", "commas.txt": "line 1: commas between and in",
+        "thousands.txt": "line 1: a comma that is neither", "half.txt.gz": "damaged compressed file",
     }  # fmt: skip
 
 
@@ -401,16 +578,6 @@ def test_from_simulation_to_prediction(simulated, weights, tmp_path, capsys):
     with open(out / "errors_units.csv") as file:
         row = next(csv.DictReader(file))
     assert float(row["sigma"]) < 700  # a chance order of classes would give 2000
-    files = sorted(simulated.glob("*.fits"))[:3]
-    table = tmp_path / "types.csv"
-    assert command("predict", *files, "--weights", weights, "--out", table) == 0
-    with open(table) as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["file", "spectral_type", "code", *(f"p_{c}" for c in CLASSES)]
-    assert [r["file"] for r in rows] == [str(f) for f in files]
-    for row in rows:
-        assert codes.parse(row["spectral_type"]).lum is not None
-        assert abs(sum(float(row[f"p_{c}"]) for c in CLASSES) - 1) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", ["cnn", "autoencoder"])
@@ -490,14 +657,13 @@ def test_gaps_are_filled_from_principal_components():
 
 
 def test_a_spectrum_at_odds_with_itself_is_called_doubtful(simulated, weights, tmp_path, capsys, monkeypatch):
-    from examples.stellar_spectra import predict
-
     p_class = np.eye(7)[[0]]  # the class head says O, the code says G2
     said = network.Prediction(np.array([5205.0]), p_class, np.eye(5)[[4]], np.zeros(1))
     monkeypatch.setattr(predict, "apply", lambda *_: said)
     file = sorted(simulated.glob("*.fits"))[0]
     assert command("predict", file, "--weights", weights, "--out", tmp_path / "types.csv") == 0
-    assert f"doubtful: {file}: class says O9.5V, code 5205 says G" in capsys.readouterr().err
+    assert "1 flagged doubtful: class and code are" in capsys.readouterr().out
+    assert table_of(tmp_path / "types.csv")[0]["spectral_type"] == "O9.5 V"
 
 
 def test_types_keep_class_and_subclass_together():
@@ -506,6 +672,249 @@ def test_types_keep_class_and_subclass_together():
     lum = np.tile([0, 0, 0, 0, 1.0], (2, 1))
     prediction = network.Prediction(np.array([6030.0, 5830.0]), p, lum, np.zeros(2))
     assert [str(t) for t in evaluate.types_of(prediction)] == ["G9.5V", "K0V"]
+
+
+# --- predict -------------------------------------------------------------------------------------------------------
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_says_all_of_each_star(simulated, weights, tmp_path, capsys):
+    (tmp_path / "Bär.fits").write_bytes(next(simulated.glob("*.fits")).read_bytes())
+    files = [tmp_path / "Bär.fits", *sorted(simulated.glob("*.fits"))[:3]]
+    assert command("predict", *files, "--weights", weights, "--out", tmp_path / "t.csv") == 0
+    assert "a lesson, not a measurement" in capsys.readouterr().out
+    rows = table_of(tmp_path / "t.csv")
+    assert list(rows[0]) == predict.COLUMNS and [r["file"] for r in rows] == [str(f) for f in files]
+    for row in rows:
+        kind = codes.parse(row["spectral_type"])
+        assert (
+            row["spectral_type"] == f"{kind._replace(lum=None)} {row['luminosity']}" and kind.lum == row["luminosity"]
+        )
+        assert max(CLASSES, key=lambda c: float(row[f"p_{c}"])) == kind.cls
+        for names in (predict.P_CLASS, predict.P_LUMINOSITY):
+            assert abs(sum(float(row[name]) for name in names) - 1) <= 1e-3
+        assert float(row["coverage"]) == 1 and float(row["fwhm"]) == 2.5
+    assert command("predict", *files, "--weights", weights, "--out", tmp_path / "t.fits") == 0
+    table = fits.getdata(tmp_path / "t.fits")
+    assert [n.lower() for n in table.names] == [c.lower() for c in predict.COLUMNS]
+    for row, other in zip(rows, table, strict=True):
+        assert other["file"] == row["file"].encode("ascii", "backslashreplace").decode()
+        assert row["spectral_type"] == other["spectral_type"] and abs(float(row["code"]) - other["code"]) <= 0.051
+
+
+def test_the_weights_that_come_along_are_taken(simulated, tmp_path, capsys):
+    assert command("predict", sorted(simulated.glob("*.fits"))[0], "--out", tmp_path / "t.csv") == 0
+    assert "network trained on real spectra" in capsys.readouterr().out
+
+
+def test_the_code_error_is_the_spread_of_the_members():
+    codes_of = np.array([[5200.0, 6100.0], [5240.0, 6100.0]])
+    said = network.Prediction(codes_of.mean(0), np.eye(7)[[4, 5]], np.eye(5)[[4, 2]], codes_of.std(0))
+    made = preprocess.prepare_in_steps(spectrum(a_flux()))
+    stars = [predict.Ready(Path("x"), readers.Given(), spectrum(a_flux()), made)] * 2
+    rows = predict.rows_of(stars, said, np.array([0.5, 9.0]), 2.5)
+    assert [r["code_error"] for r in rows] == [20.0, 0.0] and [r["flags"] for r in rows] == ["", "outlier"]
+    assert [r["spectral_type"] for r in rows] == ["G2 V", "K1 III"]
+
+
+def test_folders_and_lists_of_spectra(simulated, weights, tmp_path):
+    folder = tmp_path / "night"
+    (folder / "deep").mkdir(parents=True)
+    (folder / ".trash").mkdir()
+    first, second = sorted(simulated.glob("*.fits"))[:2]
+    for place in ("a.fits", "deep/b.fits", ".trash/c.fits", "log.doc"):
+        (folder / place).write_bytes(first.read_bytes())
+    (folder / "labels.csv").write_text("file\n")
+    flux, header = fits.getdata(second, header=True)
+    wave = header["CRVAL1"] + np.arange(len(flux))
+    stretch = 1 + 250 / 299792.458
+    (folder.parent / "moved.txt").write_text("\n".join(f"{w * stretch} {f}" for w, f in zip(wave, flux, strict=True)))
+    (tmp_path / "list.csv").write_text(f"file,velocity,fwhm,redshift\nmoved.txt,250,2.5,\n{second},,,\n")
+    words = ["predict", folder, "--list", tmp_path / "list.csv", "--weights", weights, "--out", tmp_path / "t.csv"]
+    assert command(*words) == 0
+    a, b, moved, still = table_of(tmp_path / "t.csv")
+    assert [Path(r["file"]).name for r in (a, b)] == ["a.fits", "b.fits"] and a["code"] == b["code"]
+    assert moved["notes"] == "z=0.00083391" and abs(float(moved["code"]) - float(still["code"])) <= 5
+    assert command(*words[:2], "--velocity", 250, "--weights", weights, "--out", tmp_path / "v.csv") == 0
+    assert table_of(tmp_path / "v.csv")[0]["code"] != a["code"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("star,type\na,G2V\n", "a column file is needed"),
+        ("file,velocity\na.fits,fast\n", "line 2: could not convert"),
+        ("file,redshift\na.fits,77\n", "line 2: redshift 77"),
+        ("file\n", "no spectra: name files"),
+    ],
+)
+def test_lists_that_cannot_be_used(text, message, weights, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text(text)
+    words = ["--list", tmp_path / "list.csv", "--weights", weights, "--out", tmp_path / "t.csv"]
+    assert command("predict", *words) == 2
+    assert message in one_line(capsys)
+    assert [p.name for p in tmp_path.iterdir()] == ["list.csv"]
+
+
+def test_an_interrupted_run_goes_on(simulated, weights, tmp_path, capsys, monkeypatch):
+    files = sorted(simulated.glob("*.fits"))[:10]
+    (tmp_path / "bad.txt").write_text("no spectrum")
+    words = ["predict", *files[:5], tmp_path / "bad.txt", *files[5:], "--weights", weights, "--out"]
+    monkeypatch.setattr(predict, "BATCH", 4)
+    assert command(*words, tmp_path / "whole.csv") == 1
+    work, numbers = predict.apply, []
+
+    def interrupted(model, flux):
+        numbers.append(len(flux))
+        if len(numbers) == 3:
+            raise KeyboardInterrupt
+        return work(model, flux)
+
+    monkeypatch.setattr(predict, "apply", interrupted)
+    out, running = tmp_path / "t.csv", tmp_path / "t.csv.running"
+    capsys.readouterr()
+    assert command(*words, out) == 130 and not out.exists()
+    assert "7 of 11 files are done: --resume goes on" in capsys.readouterr().err
+    with open(running, "a") as file:
+        file.write('{"torn": {"co')
+    capsys.readouterr()
+    assert command(*words, out) == 2 and "--resume goes on" in one_line(capsys)
+    assert command(*words, out, "--resume") == 1
+    assert "7 of 11 files were done before" in capsys.readouterr().err
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes() and not running.exists()
+    assert numbers == [4, 3, 3, 3]  # of 7 done before, none was done twice
+
+
+def test_a_running_table_of_other_weights_is_not_mixed_in(simulated, weights, tmp_path, capsys):
+    running = tmp_path / "t.csv.running"
+    words = ["predict", sorted(simulated.glob("*.fits"))[0], "--weights", weights, "--out", tmp_path / "t.csv"]
+    for text, message in (
+        ('{"weights": "others"}\n', "other weights"),
+        ("what\n", "cannot go on"),
+        ("[]\n[]\n", "other"),
+    ):
+        running.write_text(text)
+        assert command(*words, "--resume") == 2
+        assert message in one_line(capsys)
+    assert command(*words, "--overwrite") == 0 and not running.exists()
+
+
+def test_what_is_unlike_the_training_part_is_flagged(simulated, weights, tmp_path):
+    file = sorted(simulated.glob("*.fits"))[5]
+    flux, header = fits.getdata(file, header=True)
+    wave = header["CRVAL1"] + np.arange(len(flux))
+    nebula = flux + sum(np.median(flux) * a * np.exp(-(((wave - w) / 4) ** 2)) for w, a in ((4861, 5), (5007, 20)))
+    write_image(tmp_path / "plain.fits", flux, CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    write_image(tmp_path / "nebula.fits", nebula, CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    write_image(tmp_path / "part.fits", flux[wave < 6300], CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    write_image(tmp_path / "coarse.fits", flux[::10], CRVAL1=wave[0], CDELT1=10.0)
+    assert command("predict", tmp_path, "--weights", weights, "--out", tmp_path / "t.csv") == 0
+    flags = {Path(r["file"]).stem: r["flags"].split() for r in table_of(tmp_path / "t.csv")}
+    assert "outlier" in flags["nebula"] and "outlier" not in flags["plain"] and "outlier" not in flags["part"]
+    assert "extrapolated" in flags["part"] and "extrapolated" not in flags["plain"]
+    assert "coarse" in flags["coarse"] and "coarse" not in flags["plain"]
+
+
+def test_noise_alone_is_no_misfit():
+    rng = np.random.default_rng(0)
+    shapes = np.stack([np.sin(CENTRES / 300), np.cos(CENTRES / 500), (CENTRES - 5550) / 1000])
+    flux = (2 + rng.normal(size=(80, 3)) @ shapes + 0.02 * rng.normal(size=(80, 580))).astype(np.float32)
+    model = network.StarNetwork([], flux[:60])
+    plain, noisy = flux[60:], flux[60:] + 0.2 * rng.normal(size=(20, 580)).astype(np.float32)
+    bumpy = plain + 0.6 * np.exp(-(((CENTRES - 5000) / 30) ** 2)).astype(np.float32)
+    gappy = bumpy.copy()
+    gappy[:, :100] = np.nan
+    for made, low, high in ((plain, 0, 1), (noisy, 0, 2.5), (bumpy, 2.5, 9), (gappy, 2.5, 9)):
+        found = np.median(predict.misfit(model, made))
+        assert low <= found <= high, found
+
+
+def test_the_scale_of_a_spectrum_without_5550_is_found_again():
+    rng = np.random.default_rng(0)
+    shapes = np.stack([np.sin(CENTRES / 300), np.cos(CENTRES / 500), (CENTRES - 5550) / 1000])
+    flux = 4 + rng.normal(size=(80, 3)) @ shapes + 0.01 * rng.normal(size=(80, 580))
+    flux = (flux / flux[:, [330]]).astype(np.float32)  # 1 at 5550 Å
+    model = network.StarNetwork([], flux[:60])
+    blue = flux[60:].copy()
+    blue[:10, 300:] = np.nan
+    unknown = blue * rng.lognormal(sigma=2, size=(20, 1)).astype(np.float32)
+    found = predict.rescaled(model, unknown, GRIDS["580"])
+    assert np.nanmax(np.abs(found[:10] / blue[:10] - 1)) <= 0.03
+    assert np.array_equal(found[10:], unknown[10:])  # these have 5550 Å and are in their scale
+
+
+def test_less_of_the_range_is_accepted_if_asked_for(simulated, weights, tmp_path, capsys):
+    flux, header = fits.getdata(sorted(simulated.glob("*.fits"))[0], header=True)
+    wave = header["CRVAL1"] + np.arange(len(flux))
+    for name, keep in (("blue", wave < 5300), ("gap", (wave < 5400) | (wave > 5700))):
+        write_image(tmp_path / f"{name}.fits", np.where(keep, flux, np.nan), CRVAL1=wave[0], CDELT1=1.0, FWHM=2.5)
+    words = ["predict", tmp_path, "--weights", weights, "--out", tmp_path / "t.csv", "--overwrite"]
+    assert command(*words) == 1
+    assert "blue.fits: only 48.3% of 3900-6800 Å is measured; 65% are needed" in capsys.readouterr().err
+    assert command(*words, "--coverage", 0.4) == 0
+    blue, gap = table_of(tmp_path / "t.csv")
+    assert (blue["coverage"], gap["coverage"]) == ("0.483", "0.897")
+    assert blue["flags"].startswith("extrapolated") and gap["flags"].startswith("extrapolated")
+    with pytest.raises(InputError, match="5550"):  # nothing is trained on a guessed scale
+        data.prepare(readers.read(tmp_path / "gap.fits"))
+    assert command(*words, "--coverage", 40) == 2 and "between 0.05 and 1" in one_line(capsys)
+
+
+def test_types_against_a_catalogue(simulated, weights, tmp_path, capsys):
+    _, meta = network.load(weights)
+    words = ["predict", simulated, "--weights", weights, "--out", tmp_path / "t.csv"]
+    assert command(*words, "--compare", simulated / "labels.csv") == 0
+    said = capsys.readouterr().out
+    results, _ = evaluate.test([weights], simulated, None)
+    e = results["simulated"].errors
+    tested = next(line for line in said.splitlines() if line.startswith("stars not trained on")).split()[4:]
+    assert tested[0] == str(e["n"]) == str(meta["counts"]["test"])
+    for value, name in zip(tested[1:6], ("mean", "sigma", "rms", "mae", "sigma68"), strict=True):
+        assert abs(float(value) - e[name] / 100) <= 0.0051
+    assert tested[6:8] == [f"{e['class_accuracy']:.3f}", f"{e['luminosity_accuracy']:.3f}"]
+    trained = next(line for line in said.splitlines() if line.startswith("stars trained on: no test")).split()[5:]
+    assert int(trained[0]) == meta["counts"]["train"] + meta["counts"]["validation"]
+    row = table_of(tmp_path / "t.csv")[0]
+    truth = codes.encode(codes.parse(row["catalogue_type"]))
+    assert abs(float(row["difference"]) - (float(row["code"]) - truth) / 100) <= 0.006
+
+
+def test_a_catalogue_by_star_and_one_that_does_not_fit(simulated, weights, tmp_path, capsys):
+    file = sorted(simulated.glob("*.fits"))[0]
+    words = ["predict", file, "--weights", weights, "--out", tmp_path / "t.csv", "--overwrite", "--compare"]
+    (tmp_path / "c.csv").write_text(f"name,sptype\n{fits.getheader(file)['OBJECT']},K0III\nHD1,G2V\n")
+    assert command(*words, tmp_path / "c.csv") == 0
+    assert table_of(tmp_path / "t.csv")[0]["catalogue_type"] == "K0 III"
+    (tmp_path / "c.csv").write_text("name,sptype\nHD1,G2V\n")
+    assert command(*words, tmp_path / "c.csv") == 2 and "none of the 1 spectra is in it" in one_line(capsys)
+    (tmp_path / "c.csv").write_text("name,teff\nHD1,5000\n")
+    assert command(*words, tmp_path / "c.csv") == 2 and "columns spectral_type" in one_line(capsys)
+    (tmp_path / "c.csv").write_text(f"name,sptype\n{fits.getheader(file)['OBJECT']},WN\n")
+    assert command(*words, tmp_path / "c.csv") == 0
+    assert "nothing to compare" in capsys.readouterr().out
+
+
+def test_a_picture_of_each_star_and_of_each_step(simulated, weights, tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    flux, header = fits.getdata(sorted(simulated.glob("*.fits"))[0], header=True)
+    for name in ("x.fits", "a/x.fits"):
+        write_image(tmp_path / name, np.where(np.arange(3800) < 2900, flux, 0), CRVAL1=header["CRVAL1"], CDELT1=1.0)
+    files, out = [tmp_path / "x.fits", tmp_path / "a/x.fits"], tmp_path / "pictures"
+    assert command("predict", *files, "--weights", weights, "--out", tmp_path / "t.csv", "--pictures", out) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["x.fits-2.png", "x.fits.png"]
+    for k, options in enumerate((["--grid", "580"], ["--normalisation", "continuum", "--velocity", "-30"])):
+        assert command("prepare", files[0], *options, "--out", tmp_path / f"{k}.png") == 0
+        assert (tmp_path / f"{k}.png").read_bytes().startswith(b"\x89PNG")
+    assert "90% of 3900-6800 Å measured, 2.5 Å FWHM, z=-0.000100069" in capsys.readouterr().out
+    assert command("prepare", files[0], "--grid", "1900", "--out", tmp_path / "part.png") == 0
+    assert "50% of 3650-9350 Å measured (less than predict accepts without --coverage)" in capsys.readouterr().out
+    assert (tmp_path / "part.png").exists()
+    assert command("prepare", files[0], "--redshift", "3", "--out", tmp_path / "no.png") == 2
+    assert "do not meet" in one_line(capsys) and not (tmp_path / "no.png").exists()
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
@@ -557,6 +966,13 @@ def test_nothing_is_written_if_no_file_can_be_used(weights, tmp_path, capsys):
         (["evaluate", "--out", "{sim}", "--data", "{sim}", "--weights", "{weights}"], "exists already"),
         (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{foreign}"], "was not written by"),
         (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{weights}", "--fwhm", "-1"], "--fwhm"),
+        (["predict", "{sim}/x", "--out", "{tmp}/o.csv", "--weights", "{tmp}/none.safetensors"], "no such weights"),
+        (
+            ["predict", "{other}", "--out", "{tmp}/o.csv", "--weights", "{weights}", "--pictures", "{broken}"],
+            "is a file",
+        ),
+        (["predict", "--out", "{tmp}/o.csv", "--weights", "{weights}"], "no spectra"),
+        (["prepare", "{sim}/x", "--out", "{tmp}/o.png"], "No such file"),
         (["simulate", "--out", "{tmp}/s", "--n", "0"], "at least one"),
         (["simulate", "--out", "{sim}", "--n", "1"], "exists already"),
         (["simulate", "--out", "{other}", "--n", "1", "--overwrite"], "not made by this program"),
@@ -598,6 +1014,16 @@ def test_libraries_that_cannot_be_used(tmp_path, capsys):
     for text in ("{", "[]"):
         (tmp_path / "about.json").write_text(text)
         assert "about.json: cannot be used" in said()
+
+
+def test_labels_may_say_how_a_file_is_to_be_read(tmp_path):
+    stretch = 1 + 120 / 299792.458
+    write_image(tmp_path / "a.fits", a_flux(), CRVAL1=370.0 * stretch, CDELT1=0.1 * stretch, CUNIT1="Angstrom")
+    write_image(tmp_path / "b.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0, FWHM=3.0)
+    head = "file,spectral_type,fwhm,unit,medium,velocity\n"
+    (tmp_path / "labels.csv").write_text(head + "a.fits,G2V,3,nm,air,120\nb.fits,G2V,,,,\n")
+    stars = data.load(tmp_path, how="5550")
+    assert np.abs(stars.flux[0] - stars.flux[1]).max() <= 1e-4
 
 
 def test_labels_that_cannot_be_used(tmp_path, capsys):
@@ -642,6 +1068,85 @@ def test_fetch_without_a_network_says_so(tmp_path, monkeypatch, capsys):
     assert "could not fetch" in one_line(capsys) and not (tmp_path / "real").exists()
 
 
+class StandIn(http.server.BaseHTTPRequestHandler):
+    """A package index of one wheel; it may break off the first download half-way, as connections do."""
+
+    wheel: bytes
+    breaks = False
+    asked: list[str]
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        name = "sdss_mangadap-4.5.0-py3-none-any.whl"
+        body = self.wheel if self.path.endswith(name) else f'<a href="/{name}">{name}</a>'.encode()
+        found = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(found[1]) if found else 0
+        self.send_response(206 if found else 200)
+        self.send_header("Content-Type", "application/octet-stream" if body is self.wheel else "text/html")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("ETag", '"1"')
+        if found:
+            self.asked[-1] += f" from {start}"
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        broken = self.breaks and body is self.wheel and not found
+        self.wfile.write(body[start : len(body) // 2 if broken else None])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """The stand-in server, asked by pip in place of the real index -> its handler."""
+    table = "HD000001               0007   123   G3 V            5305   4.49   -0.75   SKC           E   \n"
+    write_image(tmp_path / "s.fits", a_flux(), CRVAL1=3700.0, CDELT1=1.0, SPECTYPE="K4III")
+    templates, about = "mangadap/data/spectral_templates/", "sdss_mangadap-4.5.0.dist-info/"
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr(templates + "miles/MILES_res2.50_star_m0007V.fits", (tmp_path / "s.fits").read_bytes())
+        wheel.writestr(templates + "miles/paramsMILES_v9.1.txt", table)
+        wheel.writestr(about + "METADATA", "Metadata-Version: 2.1\nName: sdss-mangadap\nVersion: 4.5.0\n")
+        wheel.writestr(about + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(about + "RECORD", "")
+    handler = type("Handler", (StandIn,), {"wheel": (tmp_path / "a.whl").read_bytes(), "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {
+        "PIP_INDEX_URL": f"http://127.0.0.1:{server.server_port}/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_RETRIES": "0",
+        "PIP_CONFIG_FILE": os.devnull, "PIP_NO_CACHE_DIR": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
+        "MINIDL_CACHE": str(tmp_path / "cache"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(handler.wheel).hexdigest())
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetch_asks_for_one_file_once(index, tmp_path):
+    assert command("fetch", "--out", tmp_path / "real") == 0
+    assert len(data.load(tmp_path / "real", how="5550")) == 1
+    assert [path.rsplit("/", 1)[1] for path in index.asked] == ["", "sdss_mangadap-4.5.0-py3-none-any.whl"]
+    assert command("fetch", "--out", tmp_path / "again") == 0  # out of the cache
+    assert len(index.asked) == 2
+
+
+def test_fetch_goes_on_where_the_connection_broke(index, tmp_path):
+    if tuple(map(int, importlib.metadata.version("pip").split(".")[:2])) < (25, 2):
+        pytest.skip("this pip cannot resume; it starts again")
+    index.breaks = True
+    assert command("fetch", "--out", tmp_path / "real") == 0
+    assert index.asked[-1].endswith(f"from {len(index.wheel) // 2}")
+
+
+def test_fetch_does_not_use_what_it_does_not_know(index, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "SHA256", "0" * 64)
+    assert command("fetch", "--out", tmp_path / "real") == 2
+    assert "checksum" in one_line(capsys) and not (tmp_path / "real").exists()
+    assert not list((tmp_path / "cache").rglob("*.whl"))
+
+
 # --- real spectra --------------------------------------------------------------------------------------------------
 
 
@@ -654,3 +1159,46 @@ def test_real_stars(real_data, tmp_path):
     assert result.errors["n"] > 100
     assert result.errors["sigma"] <= 300
     assert result.errors["class_accuracy"] >= 0.8
+
+
+@pytest.mark.data
+def test_flags_mean_what_the_readme_says(real_data, tmp_path):
+    """Few stars like those trained on are outliers, Wolf-Rayet stars are; a tenth of the range may be missing."""
+    stars = data.load(real_data("spectra"), how="5550", libraries=["cflib_dev", "miles"])
+    model, _ = network.train(stars, tmp_path / "w", network.Settings(members=1, epochs=20), progress=False)
+    typed = stars.take(np.flatnonzero(np.isfinite(stars.codes())))
+    strange = data.load(real_data("spectra"), how="5550", libraries=["stelib"])
+    stars_wr = {"HD33133", "HD37680", "HD38282", "HD86161", "HD92740", "HD92809"}
+    rayet = strange.take(i for i in range(len(strange)) if strange.stars[i] in stars_wr)
+    for other in (model, network.load(WEIGHTS)[0]):
+        assert np.mean(predict.misfit(other, typed.flux) > predict.OUTLIER["580"]) <= 0.01
+        assert len(rayet) == 6 and (predict.misfit(other, rayet.flux) > 4).all()
+    part = stars.take(data.split(stars)["validation"])
+    part = part.take(np.flatnonzero(np.isfinite(part.flux).all(1)))
+    galaxies = np.stack([np.interp(CENTRES, CENTRES * 1.05, f) for f in part.flux]).astype(np.float32)
+    assert np.mean(predict.misfit(model, galaxies) > predict.OUTLIER["580"]) >= 0.9
+    whole = evaluate.errors(network.apply(model, part.flux), part)["sigma"]
+    for cut in (slice(0, 58), slice(-58, None), slice(200, 258)):
+        flux = part.flux.copy()
+        flux[:, cut] = np.nan
+        assert evaluate.errors(network.apply(model, flux), part)["sigma"] <= 1.1 * whole
+    moved = np.stack([np.interp(CENTRES, CENTRES * (1 + 5e-4), f) for f in part.flux]).astype(np.float32)  # 150 km/s
+    assert evaluate.errors(network.apply(model, moved), part)["sigma"] <= 1.1 * whole
+    for keep, most in ((CENTRES > 5000, 1.6), (CENTRES < 5500, 1.9), (CENTRES < 5200, 2.4)):
+        unit = 1 if keep[330] else 7  # what holds 5550 Å is normalised there
+        flux = predict.rescaled(model, unit * np.where(keep, part.flux, np.float32(np.nan)), GRIDS["580"])
+        assert 1.1 * whole < evaluate.errors(network.apply(model, flux), part)["sigma"] <= most * whole
+
+
+@pytest.mark.data
+def test_stars_are_matched_across_the_real_libraries(real_data):
+    """450 stars of CFLIB are marked in its table as in MILES or STELIB; by HD and BD number there are 8 more."""
+
+    def keys(name: str) -> set[str]:
+        return {row[2] for row in data._packed(real_data("spectra") / f"{name}.npz")}
+
+    rows = data.read_table(real_data("spectra") / "cflib_dev.csv")[1]
+    marked = {data.star_key(row["hd"] or row["name"]) for row in rows if row["in_miles_or_stelib"] == "True"}
+    found = keys("cflib_dev") & (keys("miles") | keys("stelib"))
+    assert len(marked) == 450 and marked < found and len(found) == 458
+    assert {"HD87901", "HD100889", "HD130109", "HD188209", "BD-10-3166", "BD+36-2165"} < found - marked

@@ -26,6 +26,10 @@ class SpectralType(NamedTuple):
         sub = "" if self.sub is None else f"{self.sub:g}"
         return self.cls + sub + (self.lum or "")
 
+    def spaced(self) -> str:
+        """As astronomers print it: "G2 V"."""
+        return f"{self._replace(lum=None)} {self.lum or ''}".strip()
+
 
 # A prefix of old catalogues (dM2, gK0, sdF5), the class, and what follows it.
 _TYPE = re.compile(r"(?P<prefix>sd:?|esd|usd|d|g|c)?(?P<cls>[OBAFGKM])(?P<sub>\d(?:\.\d+)?(?!\d))?(?P<rest>\D.*)?$")

@@ -15,15 +15,15 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..common import InputError
 from . import codes
-from .preprocess import Spectrum, prepare
-from .readers import read
+from .preprocess import GRIDS, Spectrum, prepare
+from .readers import Given, read, redshift_of
 
 # Published resolutions in Å FWHM: Valdes et al. 2004 (1.2, here binned to 1 Å), Sanchez-Blazquez et al. 2006,
 # Le Borgne et al. 2003, and λ/2000 for the means of SDSS spectra.
@@ -36,7 +36,7 @@ FOLDS = 5
 class Stars:
     """Spectra ready for the network, and what is known of each: all of length N.
 
-    flux (N, 580) float32, NaN where not measured; types: SpectralType or None; stars: key of the star; libraries;
+    flux (N, bins) float32, NaN where not measured; types: SpectralType or None; stars: key of the star; libraries;
     files. kind: "real" or "simulated".
     """
 
@@ -129,8 +129,8 @@ def split(stars: Stars, *, fold: int = 0, seed: int = 0) -> dict[str, np.ndarray
     return {name: np.array(index, dtype=np.int64) for name, index in parts.items()}
 
 
-def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None) -> Stars:
-    """All spectra of a folder, prepared with normalisation `how`; `libraries` names those to take.
+def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None, grid: str = "580") -> Stars:
+    """All spectra of a folder, prepared with normalisation `how` on a grid "580" or "1900"; `libraries` to take.
 
     Spectra that cannot be used are counted (packed libraries) or named (files) on stderr.
     InputError if the folder holds none, or a library that is asked for is not there.
@@ -156,9 +156,9 @@ def load(folder: Path, *, how: str, libraries: Sequence[str] | None = None) -> S
     unusable: Counter[tuple[str, str]] = Counter()
     for spectrum, kind_of, star, library, file in rows:
         try:
-            flux.append(prepare(spectrum, how=how))
+            flux.append(prepare(spectrum, how=how, grid=GRIDS[grid]))
         except InputError as error:
-            unusable[library, re.sub(r"only \d+% of", "too little of", str(error))] += 1
+            unusable[library, re.sub(r"only [\d.]+% of", "too little of", str(error))] += 1
             continue
         types.append(kind_of)
         stars.append(star)
@@ -177,7 +177,7 @@ _Row = tuple[Spectrum, "codes.SpectralType | None", str, str, str]
 def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
     """Rows of labels.csv with the spectra they name; a file that cannot be read is named on stderr."""
     path = folder / "labels.csv"
-    columns, rows = _table(path)
+    columns, rows = read_table(path)
     if not {"file", "spectral_type"} <= set(columns):
         raise InputError(f"{path}: columns file and spectral_type are needed, it has {columns or 'none'}")
     known = sorted({row.get("library") or folder.name for row in rows})
@@ -188,8 +188,7 @@ def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
         if libraries and library not in libraries:
             continue
         try:
-            spectrum = read(folder / (row["file"] or ""))
-            spectrum.fwhm = float(row["fwhm"]) if row.get("fwhm") else spectrum.fwhm
+            spectrum = read(folder / (row["file"] or ""), given_in(row, Given()))
         except (InputError, ValueError) as error:
             print(f"left out: {path.name} line {number}: {error}", file=sys.stderr)
             continue
@@ -197,7 +196,19 @@ def _labelled(folder: Path, libraries: Sequence[str] | None) -> Iterator[_Row]:
         yield spectrum, codes.parse(row["spectral_type"]), star, library, row["file"]
 
 
-def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def given_in(row: dict[str, str], given: Given) -> Given:
+    """What a row says of its file, over `given`: fwhm (Å), unit, medium, redshift or velocity (km/s), where filled in.
+
+    ValueError for what is no number, InputError for what cannot be.
+    """
+    words = {name: row[name] for name in ("unit", "medium") if row.get(name)}
+    numbers = {name: float(row[name]) for name in ("fwhm", "redshift", "velocity") if row.get(name)}
+    if "velocity" in numbers:
+        numbers["redshift"] = redshift_of(numbers.pop("velocity"))
+    return replace(given, **words, **numbers)
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Names of the columns and rows of a CSV table."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -209,7 +220,7 @@ def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _packed(path: Path) -> Iterator[_Row]:
     """Spectra of NAME.npz with the types of NAME.csv (columns sptype; file, name, hd where they are)."""
-    columns, rows = _table(path.with_suffix(".csv"))
+    columns, rows = read_table(path.with_suffix(".csv"))
     try:
         with np.load(path) as arrays:
             wave, flux = arrays["wave"].astype(np.float64), arrays["flux"]

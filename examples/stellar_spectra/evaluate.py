@@ -113,7 +113,8 @@ def test(weights: Sequence[Path], folder: Path, libraries: Sequence[str] | None)
             raise InputError(f"{path} and {weights[0]} are not folds of one training: their settings differ")
         metas.append(meta)
         if len(metas) == 1:
-            stars = load(folder, how=meta["settings"]["normalisation"], libraries=libraries)
+            settings = meta["settings"]
+            stars = load(folder, how=settings["normalisation"], grid=settings["grid"], libraries=libraries)
         names = list(zip(stars.libraries, stars.stars, stars.files, strict=True))
         part = unseen(stars, meta, tested)
         tested |= {names[i] for i in part}
@@ -167,7 +168,13 @@ def tables(results: dict[str, Result], meta: dict[str, Any]) -> list[Table]:
         ["", *CLASSES],
         [[c, *map(int, matrix[k])] for k, c in enumerate(CLASSES)],
     )
-    return [main, units, classes, confused]
+    giants = luminosity_confusion(results[last])
+    luminous = Table(
+        f"Confusion of luminosity classes, {last}",
+        ["", *LUMINOSITIES],
+        [[name, *map(int, giants[k])] for k, name in enumerate(LUMINOSITIES)],
+    )
+    return [main, units, classes, confused, luminous]
 
 
 def _share(result: Result, k: int) -> str:
@@ -182,12 +189,19 @@ def confusion(result: Result) -> np.ndarray:
     return metrics.confusion_matrix(result.stars.classes(), result.prediction.p_class.argmax(1), len(CLASSES))
 
 
+def luminosity_confusion(result: Result) -> np.ndarray:
+    """Counts (5, 5) of the stars whose luminosity class is known: rows the catalogue's, columns predicted."""
+    lum = result.stars.luminosities()
+    known = lum >= 0
+    return metrics.confusion_matrix(lum[known], result.prediction.p_luminosity.argmax(1)[known], len(LUMINOSITIES))
+
+
 def write(results: dict[str, Result], meta: dict[str, Any], out: Path, overwrite: bool) -> list[tuple[Path, str]]:
     """Write tables as CSV and figures as PNG into `out` -> the figures with their captions."""
     from . import figures
 
     out.mkdir(parents=True, exist_ok=True)
-    names = ("errors", "errors_units", "classes", "confusion")
+    names = ("errors", "errors_units", "classes", "confusion", "luminosities")
     for name, table in zip(names, tables(results, meta), strict=True):
         write_csv(out / f"{name}.csv", table.header, table.rows, overwrite)
     result = results[list(results)[-1]]
@@ -201,5 +215,5 @@ def write(results: dict[str, Result], meta: dict[str, Any], out: Path, overwrite
              *(f"{p:.4f}" for p in result.prediction.p_class[i])]
         )  # fmt: skip
     header = ["file", "library", "star", "catalogue_type", "catalogue_code", "predicted_type", "predicted_code"]
-    write_csv(out / "predictions.csv", [*header, "spread", *(f"p_{c}" for c in CLASSES)], rows, overwrite)
+    write_csv(out / "predictions.csv", [*header, "code_error", *(f"p_{c}" for c in CLASSES)], rows, overwrite)
     return figures.draw(results, meta, out)

@@ -1,41 +1,91 @@
-"""One file in, one `Spectrum` out: 1-D FITS, SDSS spec and spSpec, FITS tables, two-column text.
+"""One file in, one `Spectrum` out: 1-D FITS, IRAF multispec, SDSS spec and spSpec, FITS tables, two-column text.
 
-Every reader gives wavelengths in Å, in air, at rest, ascending, and native arrays; whatever cannot be used becomes an
-`InputError` of one line that names the file.
+Every reader gives wavelengths in Å, ascending, fluxes as F_λ, and native arrays; whatever cannot be used becomes an
+`InputError` of one line that names the file. What had to be concluded stands in the spectrum's notes.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import re
 import warnings
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..common import InputError
-from .preprocess import Spectrum
+from .preprocess import LIGHT, Spectrum
 
 if TYPE_CHECKING:
     from astropy.io import fits
 
 SDSS_FWHM = 2.5  # Å, about λ/2000 in the middle of the range
-_UNITS = {"angstrom": 1.0, "angstroms": 1.0, "a": 1.0, "nm": 10.0, "um": 1e4, "micron": 1e4, "m": 1e10}
+# Å in a unit; logarithms of Å are told apart
+_UNITS = {"angstrom": 1.0, "angstroms": 1.0, "ang": 1.0, "a": 1.0, "aa": 1.0, "å": 1.0, "nm": 10.0, "nanometer": 10.0,
+          "nanometers": 10.0, "um": 1e4, "µm": 1e4, "micron": 1e4, "microns": 1e4, "m": 1e10}  # fmt: skip
+_RANGES = [(3000.0, 3e4, "Angstrom"), (300.0, 3000.0, "nm"), (3.3, 4.5, "log10"), (8.0, 10.3, "ln"), (0.3, 3.0, "um"),
+           (3e-7, 3e-6, "m")]  # where optical spectra lie, for files that tell no unit  # fmt: skip
+UNITS = ("Angstrom", "nm", "um", "m", "log10", "ln")
+MEDIA = ("air", "vacuum")
 _FILL_RUN = 8  # a detector does not repeat a value; so many equal pixels in a row fill a gap
+_WAVE = ("wave", "wavelength", "lambda", "lam", "wl", "awav", "loglam", "log_lam", "loglambda", "log_lambda")
+_FLUX = ("flux", "flam", "f_lambda", "flux_lambda", "flux_density", "intensity", "counts", "spec", "spectrum")
 
 
-def read(path: str | Path) -> Spectrum:
+@dataclass(frozen=True)
+class Given:
+    """What the user says of a file, over what it says itself: unit and medium of the wavelengths, redshift, FWHM in Å.
+
+    InputError if one of them cannot be.
+    """
+
+    unit: str | None = None
+    medium: str | None = None
+    redshift: float | None = None
+    fwhm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit not in (None, *UNITS) or self.medium not in (None, *MEDIA):
+            raise InputError(f"--unit is one of {', '.join(UNITS)}, --medium one of {', '.join(MEDIA)}")
+        if self.fwhm is not None and not 0 < self.fwhm < 50:
+            raise InputError(f"--fwhm {self.fwhm}: a resolution in Å, between 0 and 50, is expected")
+        if self.redshift is not None and not -0.1 < self.redshift < 10:
+            raise InputError(f"redshift {self.redshift:g}: a number between -0.1 and 10 is expected (velocity: km/s)")
+
+
+def redshift_of(velocity: float) -> float:
+    """Redshift z = v/c of a radial velocity in km/s, positive away from us."""
+    return velocity / LIGHT
+
+
+@dataclass
+class _Raw:
+    """What a format's reader found: wave and flux (n,) in the file's units, good (n,), and what else it says."""
+
+    wave: Any
+    flux: Any
+    good: Any = None
+    unit: str = ""
+    flux_unit: str = ""
+    medium: str = "air"
+    redshift: float = 0.0
+    name: str = ""
+    sptype: str | None = None
+    fwhm: float | None = None
+
+
+def read(path: str | Path, given: Given | None = None) -> Spectrum:
     """Read a spectrum of any known format, told apart by content; InputError says what is wrong with it."""
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(2880)
-        if not head:
-            raise InputError("the file is empty")
-        is_fits = head.startswith(b"SIMPLE  =") or head.startswith(b"\x1f\x8b")  # gzipped FITS opens as FITS
-        spectrum = _checked(*(_read_fits(path) if is_fits else _read_text(path)))
+        content = _unpacked(path)
+        raw = _read_fits(content) if content.startswith(b"SIMPLE  =") else _read_text(content)
+        spectrum = _checked(raw, given or Given())
     except (InputError, OSError) as error:
         text = str(error) if isinstance(error, InputError) else (error.strerror or str(error))
         raise InputError(f"{path}: {text}") from None
@@ -43,37 +93,91 @@ def read(path: str | Path) -> Spectrum:
     return spectrum
 
 
-def vacuum_to_air(wave: np.ndarray) -> np.ndarray:
-    """Wavelengths in air from those in vacuum, Å (Ciddor 1996 as the SDSS prints it); within .01 Å in the optical."""
-    inverse = (1e4 / wave) ** 2
-    return wave / (1 + 0.05792105 / (238.0185 - inverse) + 0.00167917 / (57.362 - inverse))
+def _unpacked(path: Path) -> bytes:
+    """The bytes of a file, unpacked if they are gzip's or bzip2's; InputError if that fails or nothing is there."""
+    content = path.read_bytes()
+    unpack = {b"\x1f\x8b": gzip.decompress, b"BZ": bz2.decompress}.get(content[:2])
+    if unpack:
+        try:
+            content = unpack(content)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise InputError(f"damaged compressed file: {error}") from None
+    if not content:
+        raise InputError("the file is empty")
+    return content
 
 
-def _checked(wave: Any, flux: Any, good: Any, extra: dict[str, Any]) -> Spectrum:
-    """Sort out order, NaN and fill values: three arrays (n,) and the fields of a Spectrum -> Spectrum."""
+def _checked(raw: _Raw, given: Given) -> Spectrum:
+    """Sort out units, order, NaN and fill values."""
     try:
-        if np.iscomplexobj(flux):
+        if np.iscomplexobj(raw.flux):
             raise TypeError
-        wave = np.ascontiguousarray(wave, dtype=np.float64)  # FITS is big-endian: native from here on
-        flux = np.ascontiguousarray(flux, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            wave = np.ascontiguousarray(raw.wave, dtype=np.float64)  # FITS is big-endian: native from here on
+            flux = np.ascontiguousarray(raw.flux, dtype=np.float64)
     except (ValueError, TypeError):
         raise InputError("wavelengths and fluxes are no plain numbers") from None
+    good = np.ones(len(flux), dtype=bool) if raw.good is None else np.asarray(raw.good, dtype=bool)
     if not len(wave) == len(flux) == len(good):
         raise InputError(f"{len(wave)} wavelengths, {len(flux)} fluxes, {len(good)} weights: as many of each expected")
     if len(wave) < 20:
         raise InputError(f"only {len(wave)} pixels: not a spectrum")
     if not np.isfinite(wave).all() or wave.min() <= 0:
         raise InputError("wavelengths must be positive numbers")
+    notes: list[str] = []
+    wave = _in_angstrom(wave, raw.unit, given.unit, notes)
     steps = np.diff(wave)
     if (steps < 0).all():
         wave, flux, good, steps = wave[::-1], flux[::-1], good[::-1], -steps[::-1]
     if not (steps > 0).all():
         at = int(np.argmax(steps <= 0))
         raise InputError(f"wavelengths do not ascend: {wave[at]:g} is followed by {wave[at + 1]:g} at pixel {at + 2}")
-    good = np.asarray(good, dtype=bool) & np.isfinite(flux) & (flux != 0) & ~_filled(flux)
+    good = good & np.isfinite(flux) & (flux != 0) & ~_filled(flux)
     if not good.any():
         raise InputError("no pixel holds a measured flux (all are NaN, zero, equal or masked)")
-    return Spectrum(wave, np.where(good, flux, 0.0), good, **extra)
+    flux = _per_wavelength(np.where(good, flux, 0.0), wave, raw.flux_unit, notes)
+    medium = given.medium or raw.medium
+    redshift = raw.redshift if given.redshift is None else given.redshift
+    if not -0.1 < redshift < 10:
+        raise InputError(f"the header's redshift {redshift:g} is absurd; give --redshift or --velocity")
+    if medium == "vacuum":
+        notes.append("vacuum")
+    if redshift:
+        notes.append(f"z={redshift:.6g}")
+    return Spectrum(wave, flux, good, raw.name, given.fwhm or raw.fwhm, raw.sptype, medium, redshift, notes)
+
+
+def _in_angstrom(wave: np.ndarray, stated: str, given: str | None, notes: list[str]) -> np.ndarray:
+    """Wavelengths (n,) in Å: of the unit that is given, else stated, else told from where an optical spectrum lies."""
+    unit = given or stated
+    if not unit:
+        middle = float(np.median(wave))
+        unit = next((name for low, high, name in _RANGES if low <= middle < high), "Angstrom")
+        if unit != "Angstrom":
+            notes.append(f"unit {unit} concluded")
+    name = unit.strip().lower()
+    if name.startswith(("log", "ln")):
+        if wave.max() > 20:
+            raise InputError(f"logarithms of wavelengths up to {wave.max():g} are absurd")
+        return np.exp(wave) if name.startswith("ln") else 10.0**wave
+    if name not in _UNITS:
+        raise InputError(f"unknown unit of wavelength {unit!r}; known are {', '.join(UNITS)}")
+    return wave * _UNITS[name]
+
+
+def _per_wavelength(flux: np.ndarray, wave: np.ndarray, unit: str, notes: list[str]) -> np.ndarray:
+    """F_λ (n,) in any unit: F_ν (Jy, ... per Hz) becomes F_ν/λ²; what is no known unit is left as it is."""
+    from astropy import units
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        known = units.Unit(unit, parse_strict="silent")
+    if "mag" in unit.lower():
+        raise InputError(f"magnitudes ({unit!r}) where fluxes are expected")
+    if known.is_equivalent(units.Jy):
+        notes.append("from F_nu")
+        return flux * (5550 / wave) ** 2
+    return flux
 
 
 def _filled(flux: np.ndarray) -> np.ndarray:
@@ -83,46 +187,104 @@ def _filled(flux: np.ndarray) -> np.ndarray:
     return np.repeat(lengths >= _FILL_RUN, lengths)
 
 
-def _read_text(path: Path) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Two columns, wavelength in Å and flux; more columns, comments (# ; ! %), a title line and commas are allowed."""
-    raw = path.read_bytes()
-    if b"\0" in raw:
+# --- text ----------------------------------------------------------------------------------------------------------
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+(?:,\d+)?(?:[eEdD][-+]?\d+)?$")
+_UNIT_WORD = re.compile(r"(?<![A-Za-z])(angstroms?|nm|um|µm|microns?|log10)(?![A-Za-z])", re.IGNORECASE)
+
+
+def _read_text(content: bytes) -> _Raw:
+    """Two columns, wavelength and flux; more columns, comments (# ! %), title lines and commas are allowed.
+
+    A title line that names its columns says which two are meant, and may name the unit: "pixel wavelength(nm) flux".
+    """
+    coding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if b"\0" in content and coding != "utf-16":
         raise InputError("neither FITS nor text")
     rows: list[tuple[float, float]] = []
-    for number, line in enumerate(raw.decode("utf-8-sig", errors="replace").splitlines(), start=1):
-        words = re.split(r"[#;!%]", line, maxsplit=1)[0].replace(",", " ").split()
-        if not words:
+    titles: list[str] = []
+    columns, unit = (0, 1), ""
+    for number, line in enumerate(content.decode(coding, errors="replace").splitlines(), start=1):
+        body = re.split(r"[#!%]", line, maxsplit=1)[0].strip()
+        if not body or body.startswith(";"):
+            titles.append(line)
             continue
+        if not rows:
+            columns, unit = _titled(titles)
         try:
-            rows.append((_number(words[0]), _number(words[1])))
+            words = _words(body)
+            rows.append((_number(words[columns[0]]), _number(words[columns[1]])))
+        except InputError as error:
+            raise InputError(f"line {number}: {error}") from None
         except (ValueError, IndexError):
             if rows:
                 raise InputError(f"line {number}: two numbers expected, got {line.strip()[:40]!r}") from None
-            if number > 100:  # titles stand at the top
+            titles.append(line)
+            if number > 200:  # titles stand at the top
                 break
     if not rows:
         raise InputError("neither FITS nor text with two columns, wavelength in Å and flux")
     wave, flux = np.array(rows).T
-    return wave, flux, np.ones(len(wave), dtype=bool), {}
+    return _Raw(wave, flux, unit=unit)
+
+
+def _titled(titles: list[str]) -> tuple[tuple[int, int], str]:
+    """Columns of wavelength and flux, and the wavelengths' unit ("" if unsaid), from the lines above the data."""
+    columns, unit = (0, 1), ""
+    for line in titles:
+        words = [re.sub(r"[\[(].*", "", w).lower() for w in re.split(r"[\s,;|#!%]+", line) if re.match(r"[A-Za-z]", w)]
+        wave = next((k for k, w in enumerate(words) if w in _WAVE), None)
+        flux = next((k for k, w in enumerate(words) if w in _FLUX), None)
+        if wave is not None:
+            found = _UNIT_WORD.search(line)
+            unit = "log10" if words[wave].startswith("log") else found[1] if found else unit
+            if flux is not None:
+                columns = wave, flux
+    return columns, unit
+
+
+def _words(body: str) -> list[str]:
+    """The numbers of a line as written with decimal points: "4000,5 1,2" and "4000,5;1,2" hold decimal commas.
+
+    InputError if a comma could be read in two ways, as in "4,000.5 1.2".
+    """
+    words = [w for w in (w.strip(",") for w in re.split(r"[\s;]+", body)) if w]
+    if not any("," in w for w in words):
+        return words
+    if len(words) == 1:  # comma-separated values
+        values = [w.strip() for w in body.split(",")]
+        if len(values) >= 4 and all(re.fullmatch(r"-?\d+", v) for v in values):
+            raise InputError(
+                f"commas between and in numbers: {body[:40]!r}; write decimal points, or tabs between columns"
+            )
+        return values
+    if all(_DECIMAL_COMMA.match(w) for w in words[:2]):
+        return [w.replace(",", ".") for w in words]
+    if all(re.match(r"[-+]?[\d,]", w) for w in words[:2]):
+        raise InputError(f"a comma that is neither a decimal comma nor between columns: {body[:40]!r}")
+    return words
 
 
 def _number(word: str) -> float:
     return float(word.replace("D", "e").replace("d", "e"))  # Fortran's exponents
 
 
-def _read_fits(path: Path) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """Whatever spectrum a FITS file holds: SDSS or another table, spSpec, 1-D image."""
+# --- FITS ----------------------------------------------------------------------------------------------------------
+def _read_fits(content: bytes) -> _Raw:
+    """Whatever spectrum a FITS file holds: SDSS or another table, spSpec, 1-D image, multispec."""
     from astropy.io import fits
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old headers break the standard harmlessly
         warnings.filterwarnings("error", message=".*truncated.*")
         try:
-            with fits.open(_unpacked(path), memmap=False) as file:
+            with fits.open(io.BytesIO(content)) as file:
                 for hdu in file:
-                    if isinstance(hdu, fits.BinTableHDU) and (columns := _columns(hdu)):
-                        return _from_table(columns, file)
+                    if isinstance(hdu, fits.BinTableHDU) and (found := _from_table(hdu, file)):
+                        return found
+                tables = [", ".join(hdu.columns.names) for hdu in file if isinstance(hdu, fits.BinTableHDU)]
                 image = next((hdu for hdu in file if hdu.is_image and hdu.data is not None), None)
+                if image is None and tables:
+                    raise InputError(f"table without a column wave and a column flux; it has {tables[0][:60]}")
                 if image is None:
                     raise InputError("FITS file with neither an array nor a table of wavelengths and fluxes")
                 header, data = image.header, image.data
@@ -135,70 +297,82 @@ def _read_fits(path: Path) -> tuple[Any, Any, Any, dict[str, Any]]:
             raise InputError(f"damaged FITS file: {' '.join(str(error).split())[:120]}") from None
 
 
-def _unpacked(path: Path) -> Path | io.BytesIO:
-    """The file itself, or the bytes of a gzipped one, whose checksum astropy would not look at."""
-    with open(path, "rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            return path
-    with gzip.open(path) as file:
-        return io.BytesIO(file.read())
+def _from_table(hdu: fits.BinTableHDU, file: fits.HDUList) -> _Raw | None:
+    """A table with wavelengths and fluxes, None if it has none.
+
+    SDSS spec-PPPP-MMMMM-FFFF.fits has loglam in vacuum, ivar (0 = bad) and Z in HDU 2; others tell units by TUNIT.
+    """
+    names = {name.lower(): name for name in reversed(hdu.columns.names)}
+    wave = next((names[n] for n in ("loglam", *_WAVE) if n in names), None)
+    flux = next((names[n] for n in _FLUX if n in names), None)
+    if wave is None or flux is None:
+        return None
+    good = np.ravel(hdu.data[names["ivar"]]) > 0 if "ivar" in names else None
+    unit, flux_unit = (hdu.columns[n].unit or "" for n in (wave, flux))
+    raw = _Raw(np.ravel(hdu.data[wave]), np.ravel(hdu.data[flux]), good, unit, flux_unit)
+    if wave.lower().startswith("log"):
+        raw.unit = "log10"
+    primary = file[0].header
+    if wave.lower() == "loglam" or primary.get("VACUUM") is True:
+        raw.medium = "vacuum"
+    if wave.lower() == "loglam":
+        raw.fwhm = SDSS_FWHM
+        for other in file[2:3]:
+            row = {n.lower(): other.data[n][0] for n in other.columns.names} if getattr(other, "columns", None) else {}
+            raw.redshift, raw.sptype = float(row.get("z", 0.0)), row.get("subclass")
+    return raw
 
 
-def _columns(hdu: fits.BinTableHDU) -> dict[str, np.ndarray]:
-    """Columns of a table by the names used here (wave or loglam, flux, ivar), whatever their case; {} if not there."""
-    known = {"loglam": "loglam", "flux": "flux", "flam": "flux", "ivar": "ivar"}
-    known |= dict.fromkeys(("wave", "wavelength", "lambda", "lam"), "wave")
-    found = {known[n.lower()]: np.ravel(hdu.data[n]) for n in hdu.columns.names if n.lower() in known}
-    return found if "flux" in found and ("loglam" in found or "wave" in found) else {}
-
-
-def _from_table(columns: dict[str, np.ndarray], file: fits.HDUList) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """SDSS spec-PPPP-MMMMM-FFFF.fits (loglam, vacuum, ivar 0 = bad, Z in HDU 2), or a plain table in Å and air."""
-    flux = columns["flux"]
-    good = columns["ivar"] > 0 if "ivar" in columns else np.ones(len(flux), dtype=bool)
-    if "loglam" not in columns:
-        return columns["wave"], flux, good, {}
-    shift, sptype = 0.0, None
-    for hdu in file[2:3]:
-        row = {n.lower(): hdu.data[n][0] for n in hdu.columns.names} if getattr(hdu, "columns", None) else {}
-        shift, sptype = float(row.get("z", 0.0)), row.get("subclass")
-    return _rest(10.0 ** columns["loglam"].astype(np.float64), shift), flux, good, {"fwhm": SDSS_FWHM, "sptype": sptype}
-
-
-def _from_spspec(header: fits.Header, data: np.ndarray) -> tuple[Any, Any, Any, dict[str, Any]]:
+def _from_spspec(header: fits.Header, data: np.ndarray) -> _Raw:
     """SDSS spSpec-*.fit: row 0 flux, row 2 error (0 = bad); λ = 10^(COEFF0 + COEFF1·i), vacuum."""
-    wave = 10.0 ** (header["COEFF0"] + header["COEFF1"] * np.arange(data.shape[1]))
-    good = data[2] > 0 if len(data) > 2 else np.ones(data.shape[1], dtype=bool)
-    return _rest(wave, float(header.get("Z", 0.0))), data[0], good, {"fwhm": SDSS_FWHM}
+    wave = header["COEFF0"] + header["COEFF1"] * np.arange(data.shape[1])
+    good = data[2] > 0 if len(data) > 2 else None
+    redshift = float(header.get("Z", 0.0))
+    return _Raw(wave, data[0], good, "log10", medium="vacuum", redshift=redshift, fwhm=SDSS_FWHM)
 
 
-def _rest(wave: np.ndarray, redshift: float) -> np.ndarray:
-    """Vacuum wavelengths as observed -> air wavelengths at rest."""
-    if not -0.1 < redshift < 10:
-        raise InputError(f"the header's redshift {redshift:g} is absurd")
-    return vacuum_to_air(wave / (1 + redshift))
+def _from_image(header: fits.Header, data: np.ndarray) -> _Raw:
+    """1-D image (n,) or (1, n), or the first band (k, 1, n) of IRAF's apall.
 
-
-def _from_image(header: fits.Header, data: np.ndarray) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """1-D image (n,) or (1, n): λ = CRVAL1 + CDELT1·(i + 1 − CRPIX1); CD1_1 may replace CDELT1; log10 where it says."""
-    flux = np.squeeze(data)
+    λ = CRVAL1 + CDELT1·(i + 1 − CRPIX1); CD1_1 may replace CDELT1; log10 where DC-FLAG = 1 or CTYPE1 says so.
+    """
+    flux = np.squeeze(data[0] if data.ndim == 3 and data.shape[1] == 1 else data)
     if flux.ndim != 1:
-        raise InputError(f"an array {data.shape} where one spectrum (n,) or (1, n) is expected")
+        raise InputError(f"an array {data.shape} where one spectrum (n,) or (1, n) is expected; extract it first")
+    fwhm = header.get("FWHM")
+    raw = _Raw(
+        None, flux, flux_unit=str(header.get("BUNIT", "")), unit=str(header.get("CUNIT1", "")).strip(),
+        name=str(header.get("OBJECT", "")).strip(), sptype=str(header.get("SPECTYPE", "")).strip() or None,
+        fwhm=float(fwhm) if isinstance(fwhm, int | float) and 0 < fwhm < 50 else None,
+    )  # fmt: skip
+    kind = str(header.get("CTYPE1", "")).strip().upper()
+    pixel = np.arange(len(flux)) + 1.0
+    if kind == "MULTISPE":
+        raw.wave, raw.unit = _multispec(header, pixel)
+        return raw
     step = header.get("CDELT1") or header.get("CD1_1")
     if "CRVAL1" not in header or not step:
         raise InputError("no wavelengths: CRVAL1 with CDELT1 or CD1_1 is not in the header")
-    wave = header["CRVAL1"] + step * (np.arange(len(flux)) + 1.0 - header.get("CRPIX1", 1.0))
-    if header.get("DC-FLAG") == 1 or str(header.get("CTYPE1", "")).strip().upper() == "WAVE-LOG":
-        if np.abs(wave).max() > 10:
-            raise InputError(f"log10 wavelengths up to {wave.max():g} are absurd")
-        wave = 10.0**wave
-    unit = str(header.get("CUNIT1", "")).strip().lower() or "angstrom"
-    if unit not in _UNITS:
-        raise InputError(f"unknown unit of wavelength CUNIT1 = {unit!r}; Angstrom, nm, um or m are known")
-    fwhm = header.get("FWHM")
-    extra = {
-        "name": str(header.get("OBJECT", "")).strip(),
-        "sptype": str(header.get("SPECTYPE", "")).strip() or None,
-        "fwhm": float(fwhm) if isinstance(fwhm, int | float) and 0 < fwhm < 50 else None,
-    }
-    return wave * _UNITS[unit], flux, np.ones(len(flux), dtype=bool), extra
+    first = header["CRVAL1"]
+    raw.wave = first + step * (pixel - header.get("CRPIX1", 1.0))
+    if kind == "WAVE-LOG" and first > 10:  # as the standard has it: λ = λ₀·exp((λ' − λ₀)/λ₀) (Greisen et al. 2006)
+        raw.wave, raw.medium = first * np.exp((raw.wave - first) / first), "vacuum"
+    elif header.get("DC-FLAG") == 1 or "LOG" in kind:
+        raw.unit = raw.unit if raw.unit.lower().startswith("ln") else "log10"
+    elif kind == "WAVE" or header.get("VACUUM") is True:  # WAVE is vacuum by the standard, AWAV is air
+        raw.medium = "vacuum"
+    return raw
+
+
+def _multispec(header: fits.Header, pixel: np.ndarray) -> tuple[np.ndarray, str]:
+    """Wavelengths (n,) and unit of IRAF's multispec, linear (type 0) or log10 (type 1).
+
+    WAT2_nnn: spec1 = "aperture beam type w1 dw n z ...": λ = (w1 + dw·(i − 1))/(1 + z).
+    """
+    cards = "".join(f"{header[f'WAT2_{k:03d}']!s:68}" for k in range(1, 1000) if f"WAT2_{k:03d}" in header)
+    found = re.search(r'spec1\s*=\s*"\s*([^"]+)"', cards)
+    words = found[1].split() if found else []
+    if len(words) < 7 or words[2] not in ("0", "1"):
+        raise InputError("IRAF multispec without a linear or log wavelength scale; run dispcor on it first")
+    wave = (float(words[3]) + float(words[4]) * (pixel - 1)) / (1 + float(words[6]) if words[2] == "0" else 1)
+    return wave, "log10" if words[2] == "1" else "Angstrom"
