@@ -36,11 +36,10 @@ ROOT = Path(__file__).parents[1]
 # What glibc does by default, give large blocks back at once and fault every page in again, is half of a U-Net's step.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "99999999999", "MALLOC_TOP_PAD_": str(1 << 30)}
 COMMITTED = ROOT / "benchmarks" / "cpu.json"  # what --check compares with
-TURN = 0.01  # seconds: a turn is one call, or as many as fill this time
+TURN = 0.01  # seconds: a turn is two calls, or as many as fill this time, behind one that is not timed
 STEP_TURN = 0.1  # the same for whole steps, of which a training does thousands in a row: it finds the caches its own
 PAUSE = 0.02  # seconds before a turn: OpenMP's threads go on spinning for some milliseconds after a call
 LONG_PAUSE = 0.15  # seconds before a row: OpenBLAS's threads spin for 2^26 cycles, and its rivals find a core taken
-LONG = 0.1  # a call that takes longer is not warmed up again in each turn
 LAYER_BUDGET, STEP_BUDGET = 1.0, 6.0  # seconds for all turns of a row, of which there are at least three
 SIDE = ("numpy", "numba")  # minidl's other backends: timed behind the others where that takes no minutes
 SLOW = 0.25  # a turn of numpy or numba that takes longer is their only one
@@ -289,22 +288,22 @@ def take_turns(
         repeats, cost = {}, 0.0
         for name in names:
             time.sleep(PAUSE)
-            took = min(timed(*rivals[name], 3, 0.0))
+            took = min(timed(*rivals[name], 2))
             if names is not peers and took > SLOW:
                 turns[name] = [[took]]
                 continue
-            repeats[name] = max(1, min(1000, round(turn / max(took, 1e-6))))
-            cost += PAUSE + took * (repeats[name] + (took < LONG))
+            repeats[name] = max(2, min(1000, round(turn / max(took, 1e-6))))
+            cost += PAUSE + took * (repeats[name] + 1)
         for k in range(max(3, min(rounds, int(budget / max(cost, 1e-9)))) if names is peers else 3):
             for name in list(repeats)[:: 1 if k % 2 else -1]:
                 time.sleep(PAUSE)
-                turns[name].append(timed(*rivals[name], repeats[name], LONG))
+                turns[name].append(timed(*rivals[name], repeats[name]))
     return {name: statistic(values) for name, values in turns.items()}
 
 
-def timed(worker: Worker, call: str, repeats: int, long: float) -> list[float]:
+def timed(worker: Worker, call: str, repeats: int) -> list[float]:
     """The seconds of each call in a worker's turn."""
-    answer = worker.ask("turn", call=call, repeats=repeats, long=long)
+    answer = worker.ask("turn", call=call, repeats=repeats)
     if "error" in answer:
         raise Dead(f"{worker.name}: {answer['error']}")
     return answer["seconds"]

@@ -27,7 +27,6 @@ from minidl.backends import get_backend
 from tests.cases import ConvCase
 
 LEARNING_RATE = 1e-4  # small: the same batch comes hundreds of times
-LONGEST = 0.05  # seconds: a call that takes longer is not repeated in its turn
 
 
 class Minidl:
@@ -106,7 +105,6 @@ class Bench:
     def __init__(self, name: str, threads: int) -> None:
         self.rival, self.threads = make_rival(name, threads), threads
         self.calls: dict[str, Callable[[], Any]] = {}
-        self.last: dict[str, float] = {}  # how long a call took in its last turn
 
     def hello(self) -> dict[str, Any]:
         """Tell who is here."""
@@ -116,7 +114,7 @@ class Bench:
         """Verify a convolution in every mode and keep its passes ready."""
         name, x, w, *options, groups = case
         layer = Layer(ConvCase(name, tuple(x), tuple(w), *map(tuple, options), groups), transposed=transposed)
-        self.calls, self.last = {}, {}
+        self.calls = {}
         for mode in self.rival.modes_of(layer):
             calls, arrays = self.rival.layer(layer, mode)
             verify(layer, *map(np.asarray, arrays), *(np.asarray(call()) for call in calls))
@@ -126,7 +124,7 @@ class Bench:
     def prepare_workload(self, name: str, compiled: bool = False, steps: int = 2) -> dict[str, Any]:
         """Run some steps in every mode without dropout, for their losses, their time and the memory they take."""
         workload = next(w for w in WORKLOADS if w.name == name)
-        self.calls, self.last, found = {}, {}, {}
+        self.calls, found = {}, {}
         for mode in self.rival.modes_of(workload):
             if mode == "compiled" and not compiled:
                 continue
@@ -152,18 +150,14 @@ class Bench:
         self.calls[f"{mode}|step"] = step
         return {"numbers": numbers, "seconds": seconds, "memory": memory}
 
-    def turn(self, call: str, repeats: int, long: float) -> dict[str, Any]:
-        """Time some calls in a row, in seconds each; where one takes less than `long`, another one goes before them."""
+    def turn(self, call: str, repeats: int) -> dict[str, Any]:
+        """Time some calls in a row, in seconds each, behind one that is not timed."""
         run, seconds = self.calls[call], []
-        if self.last.get(call, 0.0) < long:
-            run()
+        run()
         for _ in range(repeats):
             start = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - start)
-            if seconds[0] > LONGEST:
-                break
-        self.last[call] = min(seconds)
         return {"seconds": seconds}
 
     def ceilings(self) -> dict[str, Any]:
