@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +88,24 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def write_fits(
+    path: str | Path, table: Mapping[str, Iterable[Any]], overwrite: bool, units: Mapping[str, str] | None = None
+) -> None:
+    """Write columns as a FITS table, whole or not at all; FITS knows ASCII alone, so other characters are escaped."""
+    from astropy.table import Table as Columns
+
+    def plain(value: Any) -> Any:
+        return value.encode("ascii", "backslashreplace").decode() if isinstance(value, str) else value
+
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    columns = Columns({plain(name): [plain(value) for value in values] for name, values in table.items()})
+    for name, unit in (units or {}).items():
+        columns[name].unit = unit
+    with atomic_write(path) as part:
+        columns.write(part, format="fits", overwrite=True)
 
 
 @contextmanager

@@ -370,6 +370,13 @@ def test_predictions_are_calibrated_with_a_spread(weights: Path, folder: Path, t
         assert abs(float(row["spread"]) - np.std(1 / (1 + np.exp(-own)))) < 1e-4
 
 
+def test_names_that_are_not_ascii_go_into_fits_tables(weights: Path, folder: Path, tmp_path: Path) -> None:
+    named = tmp_path / "é1.jpeg"
+    named.write_bytes((folder / "1000.jpeg").read_bytes())
+    assert command("predict", named, "--weights", weights, "--out", tmp_path / "p.fits") == 0
+    assert str(fits.getdata(tmp_path / "p.fits")["file"][0]).endswith("\\xe91.jpeg")
+
+
 def test_catalogue_is_joined_by_objid(
     weights: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

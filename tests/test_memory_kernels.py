@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from minidl import set_num_threads
-from minidl.backends import get_backend, get_num_threads, use_backend
 from minidl.backends.numpy_backend import NumpyBackend
-from tests.test_backends import require
 
 SHAPES = [
     *((2, c, 3, 5) for c in (1, 2, 3, 15, 16, 17, 96)),
@@ -24,20 +22,10 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def cpp(request: pytest.FixtureRequest) -> Iterator[Any]:
+@pytest.fixture
+def cpp(cpp_at_each_level: Any) -> Any:
     """The cpp backend at each instruction set that this processor has."""
-    require("cpp")
-    from minidl import _C
-
-    if request.param not in _C.simd_levels():
-        pytest.skip(f"this processor or build has no {request.param}")
-    before, threads = _C.simd_level(), get_num_threads()
-    _C.set_simd_level(request.param)
-    with use_backend("cpp"):
-        yield get_backend()
-    _C.set_simd_level(before)
-    set_num_threads(threads)
+    return cpp_at_each_level
 
 
 def layouts(a: np.ndarray) -> list[np.ndarray]:

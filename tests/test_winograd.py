@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minidl import explain_conv, set_conv_algorithm, set_num_threads
-from minidl.backends import get_backend, get_num_threads, use_backend
+from minidl.backends import get_backend, use_backend
 from tests.cases import KERNEL_CASES, ConvCase
 from tests.test_backends import require
 
@@ -21,22 +21,12 @@ POSSIBLE = [
 ]
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def cpp(request: pytest.FixtureRequest) -> Iterator[Any]:
+@pytest.fixture
+def cpp(cpp_at_each_level: Any) -> Iterator[Any]:
     """The cpp backend with Winograd asked for, at each instruction set that this processor has."""
-    require("cpp")
-    from minidl import _C
-
-    if request.param not in _C.simd_levels():
-        pytest.skip(f"this processor or build has no {request.param}")
-    before, threads = _C.simd_level(), get_num_threads()
-    _C.set_simd_level(request.param)
-    with use_backend("cpp"):
-        set_conv_algorithm("winograd")
-        yield get_backend()
-        set_conv_algorithm("auto")
-    _C.set_simd_level(before)
-    set_num_threads(threads)
+    set_conv_algorithm("winograd")
+    yield cpp_at_each_level
+    set_conv_algorithm("auto")
 
 
 def channels_last(a: np.ndarray) -> np.ndarray:

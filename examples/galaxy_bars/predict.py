@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from examples.common import InputError, check_file, write_csv
+from examples.common import InputError, check_file, write_csv, write_fits
 from examples.galaxy_bars import network
 from examples.galaxy_bars.catalogue import Catalogue
 from examples.galaxy_bars.data import CLASSES, read_image
@@ -157,12 +157,7 @@ def write_table(path: Path, table: dict[str, list[Any]], overwrite: bool) -> Non
     if path.suffix.lower() != ".fits":
         write_csv(path, list(table), zip(*table.values(), strict=True), overwrite)
         return
-    from astropy.table import Table
-
-    check_file(path, overwrite)
-    columns = Table({name: _typed(values) for name, values in table.items()})
-    with atomic_write(path) as part:
-        columns.write(part, format="fits", overwrite=True)
+    write_fits(path, {name: _typed(values) for name, values in table.items()}, overwrite)
 
 
 def _typed(values: list[Any]) -> NDArray[Any]:

@@ -15,9 +15,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from minidl.checkpoint import atomic_write
-
-from ..common import InputError, check_file, write_csv
+from ..common import InputError, check_file, write_csv, write_fits
 from .codes import SUBCLASS, encode
 from .compare import P_CLASS, P_LUMINOSITY, Catalogue, Row, compared
 from .data import given_in, read_table
@@ -304,15 +302,8 @@ def write(out: Path, rows: Sequence[Row], overwrite: bool) -> None:
     if out.suffix.lower() not in (".fits", ".fit"):
         write_csv(out, columns, [[_printed(c, row[c]) for c in columns] for row in rows], overwrite)
         return
-    from astropy.table import Table as Columns
-
-    def plain(value: Any) -> Any:  # FITS knows ASCII alone
-        return value.encode("ascii", "backslashreplace").decode() if isinstance(value, str) else value
-
-    table = Columns(rows=[[plain(row[c]) for c in columns] for row in rows], names=columns)
-    table["fwhm"].unit = "Angstrom"
-    with atomic_write(out) as part:
-        table.write(part, format="fits", overwrite=True)
+    table = {column: [row[column] for row in rows] for column in columns}
+    write_fits(out, table, overwrite, {"fwhm": "Angstrom"})
 
 
 def _printed(column: str, value: Any) -> str:
