@@ -15,7 +15,7 @@ import numpy as np
 
 from . import functional as F
 from . import init
-from .tensor import Array, Tensor
+from .tensor import Array, Tensor, is_grad_enabled
 
 M = TypeVar("M", bound="Module")
 Rng = np.random.Generator | None
@@ -199,16 +199,21 @@ class Sequential(Module):
             setattr(self, str(name), module)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each module applied to the result of the one before; a layer and its activation in one op where it can."""
+        """Each module applied to the result of the one before; a layer and its activation in one op where it can.
+
+        So too a convolution and the batch norm after it, where nothing is learnt from it (`_BatchNorm.fold`).
+        """
         modules = list(self.children())[::-1]
         while modules:
             module = modules.pop()
+            more: dict[str, Any] = {}
+            if modules and _foldable(module, modules[-1]):
+                more["norm"] = modules.pop()
             activation = _fusible(module, modules[-1]) if modules else ""
             if activation:
                 modules.pop()
-                x = module(x, activation=activation)
-            else:
-                x = module(x)
+                more["activation"] = activation
+            x = module(x, **more)
         return x
 
     def __len__(self) -> int:
@@ -230,6 +235,15 @@ def _fusible(layer: Module, after: Module) -> str:
     name = after._name if type(after) in (ReLU, Tanh) else ""  # type: ignore[attr-defined]
     watched = "forward" in vars(layer) or "forward" in vars(after)
     return name if name in vars(type(layer)).get("fuses", ()) and not watched else ""
+
+
+def _foldable(layer: Module, after: Module) -> bool:
+    """True if `layer` is a convolution and `after` its batch norm, with statistics that stand, and nobody watches."""
+    if is_grad_enabled() or not isinstance(after, _BatchNorm) or (type(layer), type(after)) not in FOLDS:
+        return False
+    fits = after.num_features == layer.out_channels  # type: ignore[attr-defined]
+    stands = not after.training and after.running_mean is not None
+    return fits and stands and not ("forward" in vars(layer) or "forward" in vars(after))
 
 
 class ModuleList(Module):
@@ -342,10 +356,10 @@ class Conv2d(_Conv):
     dims = 2
     fuses = ("relu",)
 
-    def forward(self, x: Tensor, activation: str = "") -> Tensor:
-        """See `functional.conv2d`; `activation` is that of a following ReLU, done in the same pass."""
-        options = (self.stride, self.padding, self.dilation, self.groups, activation)
-        return F.conv2d(x, self.weight, self.bias, *options)
+    def forward(self, x: Tensor, activation: str = "", norm: BatchNorm2d | None = None) -> Tensor:
+        """See `functional.conv2d`; `activation` and `norm` are what follows, done in the same pass."""
+        weight, bias = (self.weight, self.bias) if norm is None else norm.fold(self.weight, self.bias)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups, activation)
 
 
 class Conv1d(_Conv):
@@ -354,10 +368,10 @@ class Conv1d(_Conv):
     dims = 1
     fuses = ("relu",)
 
-    def forward(self, x: Tensor, activation: str = "") -> Tensor:
-        """See `functional.conv1d`; `activation` is that of a following ReLU, done in the same pass."""
-        options = (self.stride, self.padding, self.dilation, self.groups, activation)
-        return F.conv1d(x, self.weight, self.bias, *options)
+    def forward(self, x: Tensor, activation: str = "", norm: BatchNorm1d | None = None) -> Tensor:
+        """See `functional.conv1d`; `activation` and `norm` are what follows, done in the same pass."""
+        weight, bias = (self.weight, self.bias) if norm is None else norm.fold(self.weight, self.bias)
+        return F.conv1d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups, activation)
 
 
 class _ConvTranspose(_Conv):
@@ -438,6 +452,17 @@ class _BatchNorm(Module):
         options = (self.training, self.momentum, self.eps, activation)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, *options)
 
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The weights of a convolution that does with its own what it did with `weight`, `bias` and then this layer.
+
+        By the running statistics μ, σ², s = γ/√(σ² + ε):  weight (O, ...) -> s·weight,  bias (O,) -> s·(bias − μ) + β.
+        """
+        mean, var = (Tensor(a.astype(weight.dtype)) for a in (self.running_mean, self.running_var))  # type: ignore[attr-defined]
+        scale = (var + self.eps) ** -0.5 * (1 if self.weight is None else self.weight)
+        shift = -mean if bias is None else bias - mean
+        shift = shift * scale if self.bias is None else shift * scale + self.bias
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), shift
+
     def extra_repr(self) -> str:
         """See `Module.extra_repr`."""
         return str(self.num_features)
@@ -455,6 +480,9 @@ class BatchNorm2d(_BatchNorm):
 
     wanted = (4,)
     fuses = ("relu",)
+
+
+FOLDS = ((Conv1d, BatchNorm1d), (Conv2d, BatchNorm2d))  # a convolution and the layer it can take in: `_foldable`
 
 
 class LayerNorm(Module):

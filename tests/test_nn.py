@@ -163,6 +163,37 @@ def test_train_and_eval_reach_everything() -> None:
     assert np.array_equal(model(x).data, model(x).data) and not model[1][0].training
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(
+    ("conv", "norm", "shape"), [(nn.Conv2d, nn.BatchNorm2d, (2, 3, 7, 6)), (nn.Conv1d, nn.BatchNorm1d, (2, 3, 9))]
+)
+def test_batch_norm_folds_into_the_convolution_before_it(
+    conv: Any, norm: Any, shape: Any, affine: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    model = nn.Sequential(conv(3, 5, 3, bias=bias), norm(5, affine=affine), nn.ReLU()).eval()
+    model[1].running_mean[:], model[1].running_var[:] = rng.standard_normal(5), rng.random(5) + 0.1
+    if affine:
+        model[1].weight.data[:], model[1].bias.data[:] = rng.standard_normal(5), rng.standard_normal(5)
+    x = image(*shape)
+    with no_grad():
+        layer_by_layer = F.relu(model[1](model[0](x)))
+    calls: list[str] = []
+    monkeypatch.setattr(F, "batch_norm", lambda *a, f=F.batch_norm: calls.append("batch_norm") or f(*a))
+    with no_grad():
+        y = model(x)
+    assert not calls
+    model(x)  # gradients are recorded: the layers stay apart
+    assert len(calls) == 1
+    with no_grad():
+        model.train()(x)  # statistics of the batch: nothing to fold
+    assert len(calls) == 2
+    np.testing.assert_allclose(y.data, layer_by_layer.data, rtol=1e-5, atol=1e-5)
+    with no_grad(), pytest.raises(ValueError, match="expected"):
+        nn.Sequential(conv(3, 5, 3), norm(4)).eval()(x)
+
+
 def test_running_statistics_are_torchs() -> None:
     x = image(6, 3, 2, 2)
     layer = nn.BatchNorm2d(3, momentum=0.3)
