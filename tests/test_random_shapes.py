@@ -1,4 +1,5 @@
-"""Convolutions and pooling of the cpp backend on random shapes, options and layouts, against NumPy in float64.
+"""Convolutions, pooling, normalisation, dense layers and losses of the cpp backend on random shapes, options and
+layouts, against NumPy in float64.
 
 MINIDL_EXAMPLES sets how many are tried (100; `make sanitize` takes 2000 under AddressSanitizer).
 """
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minidl import set_conv_algorithm, set_num_threads
+from minidl import Tensor, set_conv_algorithm, set_num_threads
+from minidl import functional as F
 from minidl.backends import get_backend, get_num_threads, use_backend
 from tests.test_backends import require
 
@@ -136,3 +138,73 @@ def test_convolutions_agree_with_numpy_in_float64(
         close("grad_w", cpp.conv2d_grad_w(g, x, w.shape, **options), true_w, scale_w, bound_w)
     finally:
         _C.set_simd_level(before)
+
+
+@st.composite
+def other_ops(draw: st.DrawFn) -> tuple[str, list[tuple[int, ...]], Any]:
+    """An op that is no convolution: its name, the shapes of its inputs, and the function itself on tensors."""
+    number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    n, c = number(1, 4), draw(st.sampled_from([1, 2, 3, 7, 8, 15, 16, 17, 33, 64]))
+    h, w = number(1, 20), draw(st.sampled_from([1, 2, 5, 16, 17, 40]))
+    name = draw(st.sampled_from(["max_pool2d", "avg_pool2d", "batch_norm", "linear", "lrn", "interpolate", "loss"]))
+    shape = (n, c, h, w)
+    if name == "linear":
+        rows, inputs, outputs = number(1, 70), number(1, 90), number(1, 70)
+        activation = draw(st.sampled_from(["", "relu", "tanh"]))
+        return name, [(rows, inputs), (outputs, inputs), (outputs,)], lambda *a: F.linear(*a, activation)
+    if name == "batch_norm":
+        shape = (n + 1, c, h + 3, w)  # of two values alone the variance may be nearly 0
+        return name, [shape, (c,), (c,)], lambda x, a, b: F.batch_norm(x, None, None, a, b, True)
+    if name == "lrn":
+        size = number(1, 9)
+        return name, [shape], lambda x: F.local_response_norm(x, size)
+    if name == "interpolate":
+        size, mode = (number(1, 30), number(1, 30)), draw(st.sampled_from(["nearest", "bilinear"]))
+        return name, [shape], lambda x: F.interpolate(x, size, mode=mode)
+    if name == "loss":
+        smoothing = draw(st.sampled_from([0.0, 0.1]))
+        target = np.random.default_rng(1).integers(0, c, (n, h, w))
+        return name, [shape], lambda x: F.cross_entropy(x, target, reduction="sum", label_smoothing=smoothing)
+    kernel = (number(1, h), number(1, min(w, 5)))
+    options: dict[str, Any] = {"padding": (number(0, kernel[0] // 2), number(0, kernel[1] // 2))}
+    options |= {"stride": (number(1, 4), number(1, 4)), "ceil_mode": draw(st.booleans())}
+    return name, [shape], lambda x: getattr(F, name)(x, kernel, **options)
+
+
+@many
+@given(
+    case=other_ops(),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    layout=st.sampled_from(LAYOUTS),
+    threads=st.sampled_from([1, 2, 3]),
+    level=st.sampled_from(["baseline", "avx2", "avx512"]),
+)
+def test_other_kernels_agree_with_numpy_in_float64(
+    cpp: Any, case: Any, dtype: Any, layout: str, threads: int, level: str
+) -> None:
+    from minidl import _C
+
+    name, shapes, function = case
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(shape).astype(dtype).astype(float) for shape in shapes]
+
+    def results(dtype: Any, layout: str) -> list[np.ndarray]:
+        tensors = [Tensor(a.astype(dtype), requires_grad=True) for a in inputs]
+        if tensors[0].ndim == 4:
+            tensors[0].data = laid_out(tensors[0].data, layout)
+        y = function(*tensors)
+        y.backward(np.random.default_rng(2).standard_normal(y.shape).astype(dtype))
+        return [y.data, *(t.grad for t in tensors)]
+
+    with use_backend("numpy"):
+        true = results(float, "C")
+    before = _C.simd_level()
+    _C.set_simd_level(level if level in _C.simd_levels() else _C.simd_levels()[-1])
+    set_num_threads(threads)
+    try:
+        found = results(dtype, layout)
+    finally:
+        _C.set_simd_level(before)
+    for k, (mine, definition) in enumerate(zip(found, true, strict=True)):
+        assert mine.dtype == dtype
+        close(f"{name} {k}", mine, definition, 1 + np.abs(definition), 2e-5 if dtype == np.float32 else 1e-13)
