@@ -60,6 +60,11 @@ public:
         work(mine);
         std::unique_lock<std::mutex> lock(state);
         job = nullptr; // workers that come too late find nothing and are not waited for
+        if (running) {
+            lock.unlock();
+            for (int spin = 0; spin < spins && running.load(std::memory_order_relaxed); ++spin) pause();
+            lock.lock();
+        }
         done.wait(lock, [this] { return running == 0; });
         if (failure) std::rethrow_exception(failure);
     }
@@ -99,8 +104,7 @@ private:
     void serve(int number) {
         std::uint64_t seen = 0;
         for (;;) {
-            for (int spin = 0; spin < 2000 && generation.load(std::memory_order_relaxed) == seen; ++spin)
-                pause(); // some 30 µs: the next kernel often follows at once, and waking from sleep takes as long
+            for (int spin = 0; spin < spins && generation.load(std::memory_order_relaxed) == seen; ++spin) pause();
             std::unique_lock<std::mutex> lock(state);
             wake.wait(lock, [&] { return generation.load() != seen; });
             seen = generation.load();
@@ -116,6 +120,10 @@ private:
             if (--running == 0) done.notify_one();
         }
     }
+
+    // Before a thread sleeps it looks so many times, some 30 µs, whether there is something to do: the next kernel often
+    // follows at once, the other threads' last tasks soon end, and waking from sleep takes as long.
+    static constexpr int spins = 2000;
 
     static void pause() {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -140,7 +148,8 @@ private:
     const Job* job = nullptr;
     std::atomic<Index> next{0};
     std::atomic<std::uint64_t> generation{0};
-    int wanted = 0, running = 0;
+    std::atomic<int> running{0};
+    int wanted = 0;
     std::exception_ptr failure;
 };
 
