@@ -377,7 +377,7 @@ py::array shaped(const py::array& a, const Shape& shape) {
 }
 
 // Arrays of one shape whose elements are taken one by one, and a result beside them: all as they lie, if they lie alike
-// and without gaps, else as images.
+// and without gaps, else as images; `turn`: images whose channels are not innermost are turned, for the layers to come.
 template <class T>
 struct Elements {
     std::vector<py::array> kept;
@@ -385,10 +385,11 @@ struct Elements {
     py::array result;
     Image<T> out;
 
-    Elements(std::initializer_list<py::array> arrays, int threads) {
+    Elements(std::initializer_list<py::array> arrays, int threads, bool turn = false) {
         const py::array& first = *arrays.begin();
         const Shape shape = shape_of(first);
-        bool alike = gapless(first);
+        turn = turn && shape.size() > 2 && shape[1] > 1 && first.strides(1) != first.itemsize();
+        bool alike = gapless(first) && !turn;
         for (const py::array& a : arrays) alike = alike && same_strides(a, first);
         for (const py::array& a : arrays) alike = alike && reinterpret_cast<std::uintptr_t>(a.data()) % sizeof(T) == 0;
         if (!alike && shape.size() >= 2) {
@@ -396,6 +397,11 @@ struct Elements {
                 const ImagesIn<T> images(as_images(a), threads);
                 kept.push_back(images.array);
                 in.push_back(images.view);
+            }
+            if (turn) { // in[0] is a copy of our own: the result takes its place
+                result = shaped(kept[0], shape);
+                out = {const_cast<T*>(in[0].data), in[0].n, in[0].c, in[0].h, in[0].w, in[0].pitch};
+                return;
             }
             const ImagesOut<T> images(in[0].n, in[0].c, in[0].h, in[0].w);
             result = shaped(images.array, shape);
@@ -451,7 +457,7 @@ py::array relu_(py::array x, Index threads) {
     threads = check_threads(threads);
     return dispatch({{"x", x}}, [&](auto zero) -> py::array {
         using T = decltype(zero);
-        const Elements<T> e({x}, threads);
+        const Elements<T> e({x}, threads, true);
         const Level level = current_level();
         without_gil([&] { level.of(T()).relu(threads, e.in[0], e.out); });
         return e.result;

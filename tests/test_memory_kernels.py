@@ -219,3 +219,12 @@ def test_dropout(cpp: Any, shape: tuple[int, ...], dtype: Any) -> None:
             np.testing.assert_array_equal(cpp.dropout(a, kept > 0, 1.25), REFERENCE.dropout(x, drawn, 1.25))
     with pytest.raises(TypeError, match="bool"):
         cpp.dropout(x, x, 1.25)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2, 3, 9), (3, 17, 5, 4), (2, 1, 6), (0, 3, 5), (4, 7)])
+def test_relu_leaves_images_with_their_channels_innermost(cpp: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    (x,) = numbers(shape, 1, dtype)
+    agree(cpp, "relu", [x])
+    y = cpp.relu(x)
+    assert y is not x and (len(shape) == 2 or np.moveaxis(y, 1, -1).flags.c_contiguous)
