@@ -2,14 +2,14 @@
 
 A GPU runs a kernel for every thread of a grid of blocks. The threads of a block share a small fast memory and can wait
 for each other (`syncthreads`); registers are each thread's own. Arrays are CuPy's, which Numba's kernels take as they
-are; under NUMBA_ENABLE_CUDASIM=1 the same text runs on a CPU with NumPy's arrays, a Python thread for each of the GPU's:
-for tiny shapes, to test and to step through.
+are; under NUMBA_ENABLE_CUDASIM=1 the same text runs on a CPU with NumPy's arrays and a Python thread for each of the
+GPU's: for tiny shapes, to test and to step through.
 
 Read in this order: matrix products, the ladder below; what they multiply (a convolution is such a product); windows;
 sums over a channel; numbers one by one. No kernel uses atomics, every sum has one order: the same bits twice.
 
 The ladder: C = A·B, K products a number of C, the same text for dense layers and the three passes of a convolution.
-Bytes are those read from the GPU's main memory (or its cache) for one number of float32; 2·K operations are always done.
+Bytes are those read from main memory, or its cache, for one number of float32; the operations are always 2·K.
 
   rung     idea                                                  bytes a number          operations a byte
   naive    a thread computes one number from memory              8·K                     1/4
@@ -23,17 +23,18 @@ What each reaches of the device's ceiling is measured by `python -m benchmarks.g
 Rungs not climbed here, see csrc/cuda: loading the next tile while multiplying, 16-byte loads, tensor cores, Winograd.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls
+# (Numba gives kernels their types when they are launched.)
+
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from .numpy_backend import (
-    Array,
     NumpyBackend,
     Pair,
     Shape,
@@ -49,11 +50,13 @@ from .numpy_backend import (
 
 try:
     import numba
-    from numba import config, cuda
+    from numba import config
+    from numba import cuda as numba_cuda
 except Exception as error:  # numba-cuda raises RuntimeError without a driver
     raise ImportError(f'Numba cannot be imported ({error}); pip install "minidl[numba]"') from error
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+cuda: Any = numba_cuda
+SIMULATED = bool(config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 if SIMULATED:
     xp: Any = np
 elif not cuda.is_available():
@@ -65,8 +68,11 @@ else:
     try:
         import cupy as xp  # type: ignore[import-not-found,no-redef]
     except Exception as error:
-        raise ImportError(f'CuPy, whose arrays are used, cannot be imported ({error}); pip install "minidl[cupy]"') from error
+        raise ImportError(
+            f'CuPy, whose arrays are used, cannot be imported ({error}); pip install "minidl[cupy]"'
+        ) from error
 
+Array = Any  # CuPy's, or NumPy's
 TILE = 4 if SIMULATED else 16  # T: threads along each side of a block
 EACH = 2 if SIMULATED else 4  # R: numbers along each side that a thread keeps
 WIDE = TILE * EACH  # numbers along each side of a block's tile, last rung
@@ -80,13 +86,13 @@ device: Any = (lambda function: function) if SIMULATED else cuda.jit(device=True
 
 
 @device
-def smaller(a, b):  # type: ignore[no-untyped-def]
+def smaller(a, b):
     """Give min(a, b), which some versions of Numba cannot compile for a GPU."""
     return a if a < b else b
 
 
 @device
-def larger(a, b):  # type: ignore[no-untyped-def]
+def larger(a, b):
     """Give max(a, b)."""
     return a if a > b else b
 
@@ -102,7 +108,7 @@ def naive(left: Any, right: Any, put: Any, number: Any) -> Any:
     """Rung 1: a thread computes one number and reads all it needs from memory."""
 
     @kernel
-    def product(a, b, bias, out, size, shape, relu):  # type: ignore[no-untyped-def]
+    def product(a, b, bias, out, size, shape, relu):
         rows, columns, depth, splits = size
         group, split = cuda.blockIdx.z // splits, cuda.blockIdx.z % splits
         share = (depth + splits - 1) // splits
@@ -122,7 +128,7 @@ def tiled(left: Any, right: Any, put: Any, number: Any) -> Any:
     """Rung 2: a block computes T x T numbers; what it reads of A and B serves T threads each."""
 
     @kernel
-    def product(a, b, bias, out, size, shape, relu):  # type: ignore[no-untyped-def]
+    def product(a, b, bias, out, size, shape, relu):
         tile_a = cuda.shared.array((TILE, TILE), number)
         tile_b = cuda.shared.array((TILE, TILE), number)
         rows, columns, depth, splits = size
@@ -149,7 +155,7 @@ def blocked(left: Any, right: Any, put: Any, number: Any) -> Any:
     """Rung 3: a thread computes R x R numbers, T apart, so that neighbours read and write neighbours."""
 
     @kernel
-    def product(a, b, bias, out, size, shape, relu):  # type: ignore[no-untyped-def]
+    def product(a, b, bias, out, size, shape, relu):
         tile_a = cuda.shared.array((WIDE, TILE), number)
         tile_b = cuda.shared.array((TILE, WIDE), number)
         totals = cuda.local.array((EACH, EACH), number)  # in registers, once the loops over it are unrolled
@@ -166,7 +172,9 @@ def blocked(left: Any, right: Any, put: Any, number: Any) -> Any:
             for p in range(EACH):
                 i, j = top + p * TILE, side + p * TILE
                 tile_a[y + p * TILE, x] = left(a, shape, group, i, k + x) if i < rows and k + x < last else number(0)
-                tile_b[y, x + p * TILE] = right(b, shape, group, k + y, j) if j < columns and k + y < last else number(0)
+                tile_b[y, x + p * TILE] = (
+                    right(b, shape, group, k + y, j) if j < columns and k + y < last else number(0)
+                )
             cuda.syncthreads()  # the tiles are there
             for t in range(TILE):
                 for p in range(EACH):
@@ -191,13 +199,13 @@ def blocked(left: Any, right: Any, put: Any, number: Any) -> Any:
 
 
 @device
-def reached(out, tap, stride, padding, dilation):  # type: ignore[no-untyped-def]
+def reached(out, tap, stride, padding, dilation):
     """Along one axis: the pixel under a tap of the window of an output; it may lie outside the image."""
     return out * stride + tap * dilation - padding
 
 
 @device
-def reaching(pixel, tap, stride, padding, dilation, size):  # type: ignore[no-untyped-def]
+def reaching(pixel, tap, stride, padding, dilation, size):
     """Along one axis: the output, of `size`, whose window has the pixel under this tap; −1 if there is none."""
     start = pixel + padding - tap * dilation
     if start < 0 or start % stride or start // stride >= size:
@@ -206,19 +214,19 @@ def reaching(pixel, tap, stride, padding, dilation, size):  # type: ignore[no-un
 
 
 @device
-def element(a, shape, group, i, k):  # type: ignore[no-untyped-def]
+def element(a, shape, group, i, k):
     """Matrices themselves."""
     return a[i, k]
 
 
 @device
-def weights(w, shape, group, i, k):  # type: ignore[no-untyped-def]
+def weights(w, shape, group, i, k):
     """conv2d, A (O/groups, C/groups·KH·KW): w as it is."""
     return w[group * shape[5][1] + i, k]
 
 
 @device
-def window(x, shape, group, k, j):  # type: ignore[no-untyped-def]
+def window(x, shape, group, k, j):
     """conv2d, B (C/groups·KH·KW, N·OH·OW): under tap k = (c, u, v) of the window of output j = (n, oh, ow)."""
     (kh, kw), stride, padding, dilation, (oh, ow), (channels, _) = shape
     n, at = j // (oh * ow), j % (oh * ow)
@@ -231,15 +239,15 @@ def window(x, shape, group, k, j):  # type: ignore[no-untyped-def]
 
 
 @device
-def weights_turned(w, shape, group, i, k):  # type: ignore[no-untyped-def]
+def weights_turned(w, shape, group, i, k):
     """conv2d_grad_x, A (C/groups, O/groups·KH·KW): w[o, i, tap] with k = (o, tap), w (O, C/groups, KH·KW)."""
     taps = shape[0][0] * shape[0][1]
     return w[group * shape[5][1] + k // taps, i, k % taps]
 
 
 @device
-def windows_of(g, shape, group, k, j):  # type: ignore[no-untyped-def]
-    """conv2d_grad_x, B (O/groups·KH·KW, N·H·W): g of output channel o where pixel j lies under the tap, k = (o, tap)."""
+def windows_of(g, shape, group, k, j):
+    """conv2d_grad_x, B (O/groups·KH·KW, N·H·W): g of channel o whose window has pixel j under the tap."""
     (kh, kw), stride, padding, dilation, (h, w), (_, outputs) = shape
     n, at = j // (h * w), j % (h * w)
     o, tap = k // (kh * kw), k % (kh * kw)
@@ -251,20 +259,20 @@ def windows_of(g, shape, group, k, j):  # type: ignore[no-untyped-def]
 
 
 @device
-def gradients(g, shape, group, i, k):  # type: ignore[no-untyped-def]
+def gradients(g, shape, group, i, k):
     """conv2d_grad_w, A (O/groups, N·OH·OW): g of output channel i at k = (n, oh, ow), g (N, O, OH·OW)."""
     pixels = g.shape[2]
     return g[k // pixels, group * shape[5][1] + i, k % pixels]
 
 
 @device
-def window_turned(x, shape, group, k, j):  # type: ignore[no-untyped-def]
+def window_turned(x, shape, group, k, j):
     """conv2d_grad_w, B (N·OH·OW, C/groups·KH·KW): the windows of the forward pass, rows and columns exchanged."""
     return window(x, shape, group, j, k)
 
 
 @device
-def put_image(out, bias, relu, group, split, i, j, value):  # type: ignore[no-untyped-def]
+def put_image(out, bias, relu, group, split, i, j, value):
     """Row i is a channel, column j a pixel of an image: out (N, groups, channels a group, pixels), bias (channels,)."""
     if bias.size:
         value += bias[group * out.shape[2] + i]
@@ -274,7 +282,7 @@ def put_image(out, bias, relu, group, split, i, j, value):  # type: ignore[no-un
 
 
 @device
-def put_matrix(out, bias, relu, group, split, i, j, value):  # type: ignore[no-untyped-def]
+def put_matrix(out, bias, relu, group, split, i, j, value):
     """Store where it stands: out (splits, groups, rows, columns)."""
     out[split, group, i, j] = value
 
@@ -301,7 +309,7 @@ def product_kernel(rung: str, name: str, dtype: str) -> Any:
 
 
 @kernel
-def max_pool(x, y, index, size, stride, padding, dilation):  # type: ignore[no-untyped-def]
+def max_pool(x, y, index, size, stride, padding, dilation):
     """Thread (plane, i, j) walks its window; the first maximum wins, a NaN beats all numbers.   x (planes, H, W)."""
     at = cuda.grid(1)
     oh, ow = y.shape[1], y.shape[2]
@@ -311,7 +319,7 @@ def max_pool(x, y, index, size, stride, padding, dilation):  # type: ignore[no-u
         for tap in range(size[0] * size[1]):
             row = reached(i, tap // size[1], stride[0], padding[0], dilation[0])
             column = reached(j, tap % size[1], stride[1], padding[1], dilation[1])
-            if 0 <= row and row < x.shape[1] and 0 <= column and column < x.shape[2]:
+            if row >= 0 and row < x.shape[1] and column >= 0 and column < x.shape[2]:
                 value = x[plane, row, column]
                 if value > best or value != value or where < 0:
                     best, where = value, tap
@@ -320,7 +328,7 @@ def max_pool(x, y, index, size, stride, padding, dilation):  # type: ignore[no-u
 
 
 @kernel
-def max_pool_grad(g, index, dx, size, stride, padding, dilation):  # type: ignore[no-untyped-def]
+def max_pool_grad(g, index, dx, size, stride, padding, dilation):
     """Thread (plane, row, column) adds the g of every window whose maximum was its pixel."""
     at = cuda.grid(1)
     h, w = dx.shape[1], dx.shape[2]
@@ -336,7 +344,7 @@ def max_pool_grad(g, index, dx, size, stride, padding, dilation):  # type: ignor
 
 
 @kernel
-def avg_pool(x, count, y, size, stride, padding):  # type: ignore[no-untyped-def]
+def avg_pool(x, count, y, size, stride, padding):
     """Thread (plane, i, j) adds up its window and divides."""
     at = cuda.grid(1)
     oh, ow = y.shape[1], y.shape[2]
@@ -346,13 +354,13 @@ def avg_pool(x, count, y, size, stride, padding):  # type: ignore[no-untyped-def
         for tap in range(size[0] * size[1]):
             row = reached(i, tap // size[1], stride[0], padding[0], 1)
             column = reached(j, tap % size[1], stride[1], padding[1], 1)
-            if 0 <= row and row < x.shape[1] and 0 <= column and column < x.shape[2]:
+            if row >= 0 and row < x.shape[1] and column >= 0 and column < x.shape[2]:
                 total += x[plane, row, column]
         y[plane, i, j] = total / count[i, j]
 
 
 @kernel
-def avg_pool_grad(g, count, dx, size, stride, padding):  # type: ignore[no-untyped-def]
+def avg_pool_grad(g, count, dx, size, stride, padding):
     """Thread (plane, row, column) adds g/count of every window that holds its pixel."""
     at = cuda.grid(1)
     h, w = dx.shape[1], dx.shape[2]
@@ -368,7 +376,7 @@ def avg_pool_grad(g, count, dx, size, stride, padding):  # type: ignore[no-untyp
 
 
 @kernel
-def resample(x, y, first, last, weight, first_c, last_c, weight_c):  # type: ignore[no-untyped-def]
+def resample(x, y, first, last, weight, first_c, last_c, weight_c):
     """Thread (plane, i, j) adds up its window of rows and columns, each with its weights."""
     at = cuda.grid(1)
     oh, ow = y.shape[1], y.shape[2]
@@ -385,24 +393,25 @@ def resample(x, y, first, last, weight, first_c, last_c, weight_c):  # type: ign
 
 # === sums over a channel =============================================================================================
 #
-# Block (channel, share) adds one share of the channel's numbers: each thread every THREADS-th of them, so that neighbours
-# read neighbours, then pairs of threads, then pairs of pairs (the tree of a reduction). The shares are added afterwards.
+# Block (channel, share) adds one share of the channel's numbers: each thread every THREADS-th of them, so that
+# neighbours read neighbours, then pairs of threads, then pairs of pairs (the tree of a reduction). The shares are added
+# afterwards.
 
 
 @device
-def itself(a, b, mean, n, c, p):  # type: ignore[no-untyped-def]
+def itself(a, b, mean, n, c, p):
     """Σ a."""
     return a[n, c, p]
 
 
 @device
-def squared_distance(a, b, mean, n, c, p):  # type: ignore[no-untyped-def]
+def squared_distance(a, b, mean, n, c, p):
     """Σ (a − mean)²: a second pass through the numbers, which keeps the digits that Σ a² − count·mean² loses."""
     return (a[n, c, p] - mean[c]) * (a[n, c, p] - mean[c])
 
 
 @device
-def with_distance(a, b, mean, n, c, p):  # type: ignore[no-untyped-def]
+def with_distance(a, b, mean, n, c, p):
     """Σ a·(b − mean)."""
     return a[n, c, p] * (b[n, c, p] - mean[c])
 
@@ -414,7 +423,7 @@ def channel_sums(term: Any, number: Any) -> Any:
     """Make the kernel that sums a term over images and pixels.   a, b (N, C, pixels), mean (C,) -> shares (S, C)."""
 
     @kernel
-    def sums(a, b, mean, shares):  # type: ignore[no-untyped-def]
+    def sums(a, b, mean, shares):
         held = cuda.shared.array(THREADS, number)
         thread, c, share = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y
         pixels = a.shape[2]
@@ -447,7 +456,7 @@ def sums_kernel(term: str, dtype: str) -> Any:
 
 
 @kernel
-def normalise(x, y, mean, scale, shift, relu):  # type: ignore[no-untyped-def]
+def normalise(x, y, mean, scale, shift, relu):
     """y = (x − mean)·scale + shift, each of a channel.   x, y (N, C, pixels)."""
     at = cuda.grid(1)
     channels, pixels = x.shape[1], x.shape[2]
@@ -458,7 +467,7 @@ def normalise(x, y, mean, scale, shift, relu):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def normalise_grad(g, x, dx, mean, scale, shift, slope):  # type: ignore[no-untyped-def]
+def normalise_grad(g, x, dx, mean, scale, shift, slope):
     """dx = (g − shift − (x − mean)·slope)·scale, each of a channel."""
     at = cuda.grid(1)
     channels, pixels = x.shape[1], x.shape[2]
@@ -468,7 +477,7 @@ def normalise_grad(g, x, dx, mean, scale, shift, slope):  # type: ignore[no-unty
 
 
 @kernel
-def response(x, y, d, before, after, alpha, beta, k):  # type: ignore[no-untyped-def]
+def response(x, y, d, before, after, alpha, beta, k):
     """Thread (n, c, p): d = k + alpha·Σ x² over the channels c − before ... c + after, y = x·d^−beta."""
     at = cuda.grid(1)
     channels, pixels = x.shape[1], x.shape[2]
@@ -482,7 +491,7 @@ def response(x, y, d, before, after, alpha, beta, k):  # type: ignore[no-untyped
 
 
 @kernel
-def response_grad(g, x, d, dx, before, after, slope, beta):  # type: ignore[no-untyped-def]
+def response_grad(g, x, d, dx, before, after, slope, beta):
     """Thread (n, c, p): dx = g·d^−beta − slope·x·Σ g·x·d^(−beta − 1) over the channels whose windows hold c."""
     at = cuda.grid(1)
     channels, pixels = x.shape[1], x.shape[2]
@@ -495,7 +504,7 @@ def response_grad(g, x, d, dx, before, after, slope, beta):  # type: ignore[no-u
 
 
 @kernel
-def relu_grad(g, y, dx):  # type: ignore[no-untyped-def]
+def relu_grad(g, y, dx):
     """g where y > 0, else 0."""
     at = cuda.grid(1)
     if at < y.size:
@@ -503,7 +512,7 @@ def relu_grad(g, y, dx):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def drop(x, kept, y, scale):  # type: ignore[no-untyped-def]
+def drop(x, kept, y, scale):
     """y = scale·x where kept, else 0·x."""
     at = cuda.grid(1)
     if at < x.size:
@@ -511,7 +520,7 @@ def drop(x, kept, y, scale):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sgd(p, g, v, lr, momentum, fresh, weight_decay, nesterov):  # type: ignore[no-untyped-def]
+def sgd(p, g, v, lr, momentum, fresh, weight_decay, nesterov):
     """The step of `optim.SGD`; fresh = 1 − dampening; v is empty without momentum."""
     at = cuda.grid(1)
     if at < p.size:
@@ -525,7 +534,7 @@ def sgd(p, g, v, lr, momentum, fresh, weight_decay, nesterov):  # type: ignore[n
 
 
 @kernel
-def adam(p, g, m, s, step, beta1, fresh1, beta2, fresh2, root, eps, weight_decay, shrink):  # type: ignore[no-untyped-def]
+def adam(p, g, m, s, step, beta1, fresh1, beta2, fresh2, root, eps, weight_decay, shrink):
     """The step of `optim.Adam`: step = lr/(1 − β₁ᵗ), root = √(1 − β₂ᵗ), fresh = 1 − β; AdamW shrinks p beforehand."""
     at = cuda.grid(1)
     if at < p.size:
@@ -542,15 +551,15 @@ def adam(p, g, m, s, step, beta1, fresh1, beta2, fresh2, root, eps, weight_decay
 
 
 @device
-def share_of(c, target, weight, ignored, smoothing, rest):  # type: ignore[no-untyped-def]
-    """q_c = weight_c·((1 − ε)·[c = t] + ε/C) with ε/C = rest; 0 where the target is ignored."""
+def share_of(c, target, weight, ignored, hit, rest):
+    """q_c = weight_c·((1 − ε)·[c = t] + ε/C) with 1 − ε = hit, ε/C = rest; 0 where the target is ignored."""
     if target == ignored:
         return weight.dtype.type(0)
-    return weight[c] * (rest + (1 - smoothing if c == target else weight.dtype.type(0)))
+    return weight[c] * (hit + rest if c == target else rest)
 
 
 @kernel
-def class_loss(x, t, weight, loss, lse, ignored, smoothing, rest):  # type: ignore[no-untyped-def]
+def class_loss(x, t, weight, loss, lse, ignored, hit, rest):
     """Thread (n, p): the largest logit, then log Σ exp, then the loss; x (N, C, pixels) is read three times, cached."""
     at = cuda.grid(1)
     classes, pixels = x.shape[1], x.shape[2]
@@ -566,26 +575,26 @@ def class_loss(x, t, weight, loss, lse, ignored, smoothing, rest):  # type: igno
         log = math.log(total)
         value = x.dtype.type(0)
         for c in range(classes):
-            q = share_of(c, t[n, p], weight, ignored, smoothing, rest)
+            q = share_of(c, t[n, p], weight, ignored, hit, rest)
             if q != 0:
                 value -= q * (x[n, c, p] - top - log)
         loss[n, p], lse[n, p] = value, log
 
 
 @kernel
-def class_loss_grad(g, x, t, lse, weight, dx, ignored, smoothing, rest):  # type: ignore[no-untyped-def]
+def class_loss_grad(g, x, t, lse, weight, dx, ignored, hit, rest):
     """Thread (n, p): dx_c = g·(softmax(x)_c·Σ q − q_c) for all classes."""
     at = cuda.grid(1)
     classes, pixels = x.shape[1], x.shape[2]
     if at < lse.size:
         n, p = at // pixels, at % pixels
-        top, total = x[n, 0, p], share_of(0, t[n, p], weight, ignored, smoothing, rest)
+        top, total = x[n, 0, p], share_of(0, t[n, p], weight, ignored, hit, rest)
         for c in range(1, classes):
             if x[n, c, p] > top or x[n, c, p] != x[n, c, p]:
                 top = x[n, c, p]
-            total += share_of(c, t[n, p], weight, ignored, smoothing, rest)
+            total += share_of(c, t[n, p], weight, ignored, hit, rest)
         for c in range(classes):
-            q = share_of(c, t[n, p], weight, ignored, smoothing, rest)
+            q = share_of(c, t[n, p], weight, ignored, hit, rest)
             dx[n, c, p] = g[n, p] * (math.exp(x[n, c, p] - top - lse[n, p]) * total - q)
 
 
@@ -593,7 +602,7 @@ def class_loss_grad(g, x, t, lse, weight, dx, ignored, smoothing, rest):  # type
 
 
 class NumbaCudaBackend(NumpyBackend):
-    """Launches the kernels above on CuPy's arrays (in the simulator: NumPy's); the rest is array code, CuPy's kernels."""
+    """Launches the kernels above on CuPy's arrays (in the simulator: NumPy's); the rest is array code."""
 
     name = "numba_cuda"
     xp = xp
@@ -632,11 +641,12 @@ class NumbaCudaBackend(NumpyBackend):
 
     def _matmul(self, a: Array, b: Array) -> Array:
         """a (M, K) · b (K, N), with as many parts of the sum as make the device busy."""
+        check_float(a=a, b=b)
         (rows, depth), columns = a.shape, b.shape[1]
         splits = _splits(rows, columns, depth, 1)
         out = self.xp.empty((splits, 1, rows, columns), a.dtype)
         self._product("matmul", a, b, out, (rows, columns, depth), splits=splits)
-        return out.sum(axis=0)[0] if splits > 1 else out[0, 0]  # type: ignore[no-any-return]
+        return out.sum(axis=0)[0] if splits > 1 else out[0, 0]
 
     def conv2d(
         self,
@@ -700,10 +710,11 @@ class NumbaCudaBackend(NumpyBackend):
         dw = self.xp.empty((splits, groups, *size[:2]), g.dtype)
         options: Any = {"shape": shape, "groups": groups, "splits": splits}
         self._product("conv2d_grad_w", self._own(g).reshape(n, o, -1), self._own(x), dw, size, **options)
-        return dw.sum(axis=0).reshape(w_shape)  # type: ignore[no-any-return]
+        return dw.sum(axis=0).reshape(w_shape)
 
     def linear(self, x: Array, w: Array, b: Array | None, activation: str = "") -> Array:
         """As NumpyBackend.linear."""
+        check_float(x=x, w=w, b=b)
         y = self.xp.empty((len(x), 1, len(w), 1), x.dtype)
         size, relu = (len(w), len(x), x.shape[1]), activation == "relu"
         self._product("linear", w, x.T, y, size, bias=b, relu=relu)
@@ -767,7 +778,9 @@ class NumbaCudaBackend(NumpyBackend):
             return super().resample(x, rows, columns)
         y = self.xp.empty((x.shape[0] * x.shape[1], len(rows[0]), len(columns[0])), x.dtype)
         axes = [
-            self.xp.asarray(a, dtype=x.dtype if a.ndim > 1 else np.int64) for windows in (rows, columns) for a in windows
+            self.xp.asarray(a, dtype=x.dtype if a.ndim > 1 else np.int64)
+            for windows in (rows, columns)
+            for a in windows
         ]
         _each(resample, y.size, self._planes(x), y, *axes)
         return y.reshape(*x.shape[:2], *y.shape[1:])
@@ -787,7 +800,7 @@ class NumbaCudaBackend(NumpyBackend):
             unused = out[0]
             b, mean = a if b is None else b, unused if mean is None else mean
             sums_kernel(term, str(a.dtype))[(channels, shares), THREADS](a, b, mean, out)
-        return out.sum(axis=0)  # type: ignore[no-any-return]
+        return out.sum(axis=0)
 
     def batch_norm(
         self,
@@ -861,14 +874,14 @@ class NumbaCudaBackend(NumpyBackend):
             return super().activation_grad(g, y, activation)
         dx = self.xp.empty(y.shape, g.dtype)
         _each(relu_grad, y.size, *(self._own(a).reshape(-1) for a in (g, y)), dx.reshape(-1))
-        return dx  # type: ignore[no-any-return]
+        return dx
 
     def dropout(self, x: Array, kept: Array, scale: float) -> Array:
         """As NumpyBackend.dropout."""
         y = self.xp.empty(x.shape, x.dtype)
         flat = [self._own(a).reshape(-1) for a in (x, kept)]
         _each(drop, x.size, *flat, y.reshape(-1), x.dtype.type(scale))
-        return y  # type: ignore[no-any-return]
+        return y
 
     def cross_entropy(
         self, x: Array, t: Array, weight: Array, ignore_index: int, smoothing: float
@@ -891,9 +904,10 @@ class NumbaCudaBackend(NumpyBackend):
         return dx.reshape(x.shape)
 
     def _classes(self, x: Array, t: Array, ignore_index: int, smoothing: float) -> tuple[Any, ...]:
-        """Give what both kernels take: x (N, C, pixels), t (N, pixels), ignore_index, ε and ε/C."""
+        """Give what both kernels take: x (N, C, pixels), t (N, pixels), ignore_index, 1 − ε and ε/C."""
         a, kind = self._channels(x), x.dtype.type
-        return a, self._own(t).reshape(len(a), a.shape[2]), ignore_index, kind(smoothing), kind(smoothing / a.shape[1])
+        targets = self._own(t).reshape(len(a), a.shape[2])
+        return a, targets, ignore_index, kind(1 - smoothing), kind(smoothing / a.shape[1])
 
     def sgd_step(
         self,
@@ -946,7 +960,7 @@ class NumbaCudaBackend(NumpyBackend):
     # Kernels take arrays in C order; some under fewer axes.
 
     def _own(self, a: Array) -> Array:
-        return self.xp.ascontiguousarray(a)  # type: ignore[no-any-return]
+        return self.xp.ascontiguousarray(a)
 
     def _planes(self, x: Array) -> Array:
         """View (N, C, H, W) as (N·C, H, W)."""
