@@ -46,7 +46,7 @@ def upload(arrays: tuple[Any, ...], name: str) -> tuple[Any, ...]:
     copies = xp.cuda.Stream(non_blocking=True)
     held = []
     for a in arrays:
-        locked = np.frombuffer(xp.cuda.alloc_pinned_memory(a.nbytes), a.dtype, a.size).reshape(a.shape)
+        locked = np.frombuffer(xp.cuda.alloc_pinned_memory(max(a.nbytes, 1)), a.dtype, a.size).reshape(a.shape)
         locked[...] = a
         held.append((xp.empty(a.shape, a.dtype), locked))
     copies.wait_event(xp.cuda.get_current_stream().record())

@@ -92,5 +92,5 @@ def test_without_a_gpu_one_clear_line_says_so() -> None:
     said = python(hide + code, NUMBA_ENABLE_CUDASIM="0")
     assert "no NVIDIA GPU" in said and "NUMBA_ENABLE_CUDASIM=1" in said and "\n" not in said
     hide = "import sys; sys.modules['cupy'] = None\nfrom numba import cuda; cuda.is_available = lambda: True\n"
-    assert 'pip install "minidl[cupy]"' in python(hide + code, NUMBA_ENABLE_CUDASIM="0")
+    assert 'pip install "minidl[cuda]"' in python(hide + code, NUMBA_ENABLE_CUDASIM="0")
     assert 'pip install "minidl[numba]"' in python("import sys; sys.modules['numba'] = None\n" + code)

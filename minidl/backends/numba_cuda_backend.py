@@ -69,7 +69,7 @@ else:
         import cupy as xp  # type: ignore[import-not-found,no-redef]
     except Exception as error:
         raise ImportError(
-            f'CuPy, whose arrays are used, cannot be imported ({error}); pip install "minidl[cupy]"'
+            f'CuPy, whose arrays are used, cannot be imported ({error}); pip install "minidl[cuda]"'
         ) from error
 
 Array = Any  # CuPy's, or NumPy's
