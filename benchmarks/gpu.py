@@ -1,10 +1,10 @@
 """Time minidl on an NVIDIA GPU beside PyTorch and cuDNN: python -m benchmarks.gpu [--quick] [--only TEXT] [--out DIR].
 
-Every convolution of the networks, forward and both backwards; the kernels bound by memory; whole training steps; and the
-ladder of the numba_cuda backend. All rivals run in this process and take turns, forwards and then backwards through the
-list. A turn warms up, then queues calls between two CUDA events; each call takes the next of several sets of arrays, more
-than the L2 cache holds together. cuDNN runs in float32 and TF32, channels first and last, with its own search for the
-fastest algorithm; its best counts. Nothing is timed before its results were verified.
+Every convolution of the networks, forward and both backwards; the kernels bound by memory; whole training steps; and
+the ladder of the numba_cuda backend. All rivals run in this process and take turns, forwards and then backwards through
+the list. A turn queues calls between two CUDA events, behind one that is not timed; each call takes the next of several
+sets of arrays, more than the L2 cache holds. cuDNN runs in float32 and TF32, channels first and last, with its own
+search for the fastest algorithm; its best counts. Nothing is timed before its results were verified.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """A kernel bound by memory: the least bytes it must move, and the call for each library, from arrays of one shape."""
+    """A kernel bound by memory: the least that it must move, and what makes the call of each library."""
 
     name: str
     shape: tuple[int, ...]
@@ -350,8 +350,7 @@ class Run:
                 results = [host(call()) for call in made[0][0]]
                 tolerance = TF32_ERROR if "TF32" in name else rows.ERROR
                 rows.verify(layer, *map(host, made[0][1]), *results, tolerance)
-                on_rung = functools.partial(_on_rung, backend, name)
-                return [layer.passes([within(name, on_rung(call)) for call in each]) for each, _ in made]
+                return [layer.passes([within(name, _again(backend, name, call)) for call in each]) for each, _ in made]
 
             for passes in self.attempt(layer.name, name, prepare) or []:
                 for which, call in passes.items():
@@ -397,9 +396,9 @@ class Run:
         print(f"... {workload.name}", file=sys.stderr, flush=True)
         rivals, losses = {}, {}
         modes = ("channels-first", "channels-last") if len(workload.x) == 4 else ("eager, fused Adam",)
-        names = [name for name in dict(self.rivals()) if name in ("minidl", "minidl TF32", "numba blocked")]
+        makers = {name: make for name, make in self.rivals() if name in ("minidl", "minidl TF32", "numba blocked")}
         kinds = ["PyTorch", *(["PyTorch TF32"] if self.gpu.tf32 else [])] if pytorch() else []
-        for name in [*names, *(f"{kind}, {mode}" for kind in kinds for mode in modes)]:
+        for name in [*makers, *(f"{kind}, {mode}" for kind in kinds for mode in modes)]:
 
             def prepare(name: str = name) -> tuple[Callable[[], Any], list[float]]:
                 if name.startswith("PyTorch"):
@@ -407,9 +406,8 @@ class Run:
 
                     step, dropouts = Torch(1, self.gpu.torch_device).step(workload, name.partition(", ")[2])
                 else:
-                    backend = self.gpu.backends[name.startswith("numba")]
-                    step, dropouts = Minidl(backend, 1).step(workload, "")
-                    step = _using(backend, step)
+                    step, dropouts = makers[name]().step(workload, "")
+                    step = _again(get_backend(), name, step)
                 probabilities = [layer.p for layer in dropouts]
                 for layer in dropouts:
                     layer.p = 0.0
@@ -429,27 +427,20 @@ class Run:
                 del rivals[name]
         row = {"kind": "step", "name": workload.name, "pass": "step", "operations": workload.operations, "bytes": None}
         if "minidl" in rivals:
-            row["launches"] = self.attempt(
-                workload.name, "PyTorch's profiler", lambda: self.gpu.launches(rivals["minidl"][0])
-            )
+            call = rivals["minidl"][0]
+            row["launches"] = self.attempt(workload.name, "PyTorch's profiler", lambda: self.gpu.launches(call))
         self.finish(row, rivals)
 
 
-def _on_rung(backend: Any, name: str, call: Callable[[], Any]) -> Callable[[], Any]:
-    """The call with the numba_cuda backend back on the rung of its rival: all rungs share one backend."""
-    if not name.startswith("numba"):
+def _again(backend: Any, name: str, call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call with the backend that made it active; the rungs of the ladder share one."""
+    if name.startswith("cuDNN"):
         return call
 
     def run() -> Any:
-        backend.rung = name.split()[1]
-        return call()
-
-    return run
-
-
-def _using(backend: str, call: Callable[[], Any]) -> Callable[[], Any]:
-    def run() -> Any:
-        with minidl.use_backend(backend):
+        with minidl.use_backend(backend.name):
+            if name.startswith("numba"):
+                backend.rung = name.split()[1]
             return call()
 
     return run
@@ -515,10 +506,8 @@ def table(results: dict[str, Any], kind: str) -> str:
     """The rows of a kind: minidl's times, speed, share of the ceiling, and ratio to PyTorch's best."""
     chosen = [row for row in results["rows"] if row["kind"] == kind]
     names = [name for name in ("minidl", "minidl TF32") if any(name in row["times"] for row in chosen)]
-    head = [
-        "what",
-        *(h for n in names for h in (f"{n}, ms", "TFLOP/s", "of ceiling", "PyTorch's best, ms", "its time / ours")),
-    ]
+    columns = "TFLOP/s", "of ceiling", "PyTorch's best, ms", "its time / ours"
+    head = ["what", *(text for name in names for text in (f"{name}, ms", *columns))]
     if kind == "step":
         head.append("launches")
     lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
@@ -547,11 +536,10 @@ def speed(row: dict[str, Any], times: dict[str, float] | None) -> str:
 
 
 def ladder(results: dict[str, Any]) -> str:
-    """The rungs of the numba_cuda backend: geometric means over all layers that all rungs ran, and the share of ours."""
+    """The rungs of the numba_cuda backend: geometric means over the convolutions that all of them ran."""
     names = [f"numba {rung}" for rung in RUNGS]
-    chosen = [
-        row for row in results["rows"] if row["kind"] == "layer" and all(n in row["times"] for n in [*names, "minidl"])
-    ]
+    layers = [row for row in results["rows"] if row["kind"] == "layer"]
+    chosen = [row for row in layers if {*names, "minidl"} <= row["times"].keys()]
     lines = ["| rung | share of the ceiling | of minidl's speed with cupy |", "|---|--:|--:|"]
     for name in names if chosen else []:
         parts = [share(row, name, results["ceilings"]) or 0.0 for row in chosen]
@@ -566,17 +554,15 @@ def markdown(results: dict[str, Any]) -> str:
     ceilings = results["ceilings"]
     peaks = ", ".join(f"{v / 1e12:.1f} TFLOP/s {k}" for k, v in ceilings.items() if k != "bandwidth")
     lines = [f"- {name}: {text}" for name, text in results["machine"].items()]
-    lines += [
-        f"- measured ceilings: {ceilings['bandwidth'] / 1e9:.0f} GB/s (a copy, read and written), {peaks} (matrices)"
-    ]
+    copy = f"{ceilings['bandwidth'] / 1e9:.0f} GB/s (a copy, read and written)"
+    lines += [f"- measured ceilings: {copy}, {peaks} (products of matrices)"]
     lines += [f"- date: {results['date']}, commit {results['commit']}, {results['minutes']:.1f} minutes"]
     lines += [f"- command: `{results['command']}`", *(f"- note: {note}" for note in results["notes"])]
     lines += [f"- **wrong**: {wrong}" for wrong in results["wrong"]]
     lines += ["", "| target, for the slowest row | at least | reached | verdict | by |", "|---|--:|--:|---|---|"]
     for what, least, reached, name in targets(results):
-        lines.append(
-            f"| {what} | {least} | **{reached:.2f}** | {'reached' if reached >= least else '**missed**'} | {name} |"
-        )
+        verdict = "reached" if reached >= least else "**missed**"
+        lines.append(f"| {what} | {least} | **{reached:.2f}** | {verdict} | {name} |")
     lines += ["", "#### The ladder of numba_cuda, geometric means over the convolutions", "", ladder(results), ""]
     titles = {"step": "Training steps", "layer": "Convolutions", "memory": "Kernels bound by memory"}
     for kind, title in titles.items():
@@ -607,7 +593,7 @@ def main(argv: list[str] | None = None, make: Callable[[], Any] = Gpu) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose names contain this")
     parser.add_argument("--rounds", type=int, default=9, help="turns of a rival, 3 to 1000")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR",
-                        help="folder for gpu.json and gpu.md; if its README.md has a place for the results, they go there")  # fmt: skip
+                        help="folder for gpu.json, and gpu.md or a place for it in README.md")  # fmt: skip
     args = parser.parse_args(argv)
     if not 3 <= args.rounds <= 1000:
         parser.error("--rounds must be between 3 and 1000")
@@ -615,19 +601,18 @@ def main(argv: list[str] | None = None, make: Callable[[], Any] = Gpu) -> int:
         parser.error(f"--out {args.out} is not a folder")
     if report.section(args.out, BEGIN, END) and (args.quick or args.only):
         parser.error(f"{args.out}/README.md holds full runs only: leave --quick and --only, or choose --out")
-    network = {w.name: w for w in STEPS if not args.quick or w.quick}
-    extra = [layer for layer in rows.record(STEPS[-1])[0]]
-    layers = [layer for layer in [*rows.network_layers(), *extra] if layer.quick or not args.quick]
-    layers = [layer for layer in layers if args.only in layer.name]
-    memory = [row for row in MEMORY_ROWS if args.only in row.name]
-    steps = [w for name, w in network.items() if args.only in name]
-    if not layers and not memory and not steps:
-        parser.error(f"no row's name contains {args.only!r}")
     try:
         gpu = make()
     except (RuntimeError, ValueError) as error:
         print(f"nothing to time without a GPU: {error}", file=sys.stderr)
         return 1
+    network = {w.name: w for w in STEPS if not args.quick or w.quick}
+    layers = [layer for layer in [*rows.network_layers(), *rows.record(STEPS[-1])[0]] if layer.quick or not args.quick]
+    layers = [layer for layer in layers if args.only in layer.name]
+    memory = [row for row in MEMORY_ROWS if args.only in row.name]
+    steps = [w for name, w in network.items() if args.only in name]
+    if not layers and not memory and not steps:
+        parser.error(f"no row's name contains {args.only!r}")
     start = time.perf_counter()
     run = Run(gpu, 3 if args.quick else args.rounds)
     for layer in layers:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,12 @@ SCALING = WORKLOADS[0].name  # the step whose times with one and with all thread
 
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """A million normal numbers in float32, again and again: to draw a large array takes longer than its layer."""
-    return np.resize(np.random.default_rng(seed).standard_normal(1_000_003, np.float32), shape)
+    return np.resize(_million(seed), shape)
+
+
+@cache
+def _million(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(1_000_003, np.float32)
 
 
 # === layers ==========================================================================================================
