@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,7 @@ def move(array: Any, name: str) -> Any:
 
 def beside(other: Any, array: Any) -> Any:
     """Give an array where `other` lies: itself, or a copy."""
-    if isinstance(other, np.ndarray):
-        return to_host(array)
-    library = sys.modules[type(other).__module__.partition(".")[0]]  # cupy
-    return array if isinstance(array, type(other)) else library.asarray(to_host(array))
+    return array if isinstance(array, type(other)) else np.asarray(to_host(array), like=other)
 
 
 def upload(arrays: tuple[Any, ...], name: str) -> tuple[Any, ...]:
