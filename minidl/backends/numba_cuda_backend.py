@@ -57,6 +57,7 @@ except Exception as error:  # numba-cuda raises RuntimeError without a driver
 
 cuda: Any = numba_cuda
 SIMULATED = bool(config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
+config.CUDA_ARRAY_INTERFACE_SYNC = 0  # type: ignore[attr-defined]  # one stream keeps the order: nothing need wait
 if SIMULATED:
     xp: Any = np
 elif not cuda.is_available():
