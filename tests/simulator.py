@@ -75,7 +75,7 @@ def close(found: Any, true: Any, tolerance: float = 40) -> None:
 
 
 def agree(backend: Any, name: str, *arguments: Any, **options: Any) -> None:
-    """A method is NumPy's in float64 but for rounding, keeps dtype and inputs, and gives the same bits twice."""
+    """A method is NumPy's in float64 but for rounding, and keeps dtype and inputs."""
 
     def wide(a: Any) -> Any:
         return a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == np.float32 else a
@@ -87,8 +87,6 @@ def agree(backend: Any, name: str, *arguments: Any, **options: Any) -> None:
         if isinstance(a, np.ndarray):
             np.testing.assert_array_equal(a, copy)
     first = found[0] if isinstance(found, tuple) else found
-    again = getattr(backend, name)(*arguments, **options)
-    np.testing.assert_array_equal(again[0] if isinstance(found, tuple) else again, first)
     assert first.dtype == next(a.dtype for a in arguments if isinstance(a, np.ndarray) and a.dtype.kind == "f")
 
 
@@ -191,6 +189,7 @@ def test_kernels_bound_by_memory(backend: Any, shape: tuple[int, ...], dtype: An
 def test_many_numbers_a_channel_are_added_by_many_threads(backend: Any) -> None:
     x = numbers((3, 2, 51), 1)
     agree(backend, "channel_sum", x)
+    np.testing.assert_array_equal(backend.channel_sum(x), backend.channel_sum(x))
     agree(backend, "batch_norm", x + 100, None, None, None, None, 1e-5)
 
 
