@@ -21,6 +21,7 @@ import minidl
 from minidl import Tensor, backends, checkpoint, nn, optim, train, use_backend
 from minidl import functional as F
 from minidl.data import DataLoader, TensorDataset
+from tests.test_backends import require
 
 # --- the other side
 
@@ -387,3 +388,52 @@ def test_fit_and_predict_on_the_other_side() -> None:
     here, there = run("numpy"), run("far")
     assert here[0] == there[0]
     np.testing.assert_array_equal(here[1], there[1])
+
+
+# --- on a GPU, with CuPy and PyTorch themselves
+
+
+@pytest.mark.gpu
+def test_arrays_are_shared_on_a_gpu() -> None:
+    require("cupy")
+    cupy, torch = pytest.importorskip("cupy"), pytest.importorskip("torch")
+    with use_backend("cupy"):
+        array = cupy.arange(6, dtype=np.float32)
+        mine = minidl.from_dlpack(array)
+        assert mine.data.data.ptr == array.data.ptr == cupy.from_dlpack(mine).data.ptr
+        if torch.cuda.is_available():
+            theirs = torch.arange(6.0, device="cuda")
+            assert minidl.from_dlpack(theirs).data.data.ptr == theirs.data_ptr()
+            assert torch.from_dlpack(mine).data_ptr() == array.data.ptr
+        assert minidl.from_dlpack(array).to("numba_cuda").data.data.ptr == array.data.ptr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cupy", "numba_cuda"])
+def test_a_training_moves_to_a_gpu(name: str) -> None:
+    require(name)
+    model, twin = network(), network()
+    optimizer, plain = (optim.Adam(m.parameters(), lr=0.01) for m in (model, twin))
+    minidl.manual_seed(1)
+    expected = steps(twin, plain, 4)
+    minidl.manual_seed(1)
+    losses = steps(model, optimizer, 2)
+    model.to(name)
+    with use_backend(name):
+        losses += steps(model, optimizer, 2)
+    np.testing.assert_allclose(losses, expected, 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_arrive_on_a_gpu(workers: int) -> None:
+    require("cupy")
+    data = TensorDataset(np.arange(300_000, dtype=np.float32).reshape(300, 1000), np.arange(300))
+    with use_backend("cupy") as backend:
+        busy = backend.xp.ones((2000, 2000), np.float32)
+        seen = []
+        for x, t in DataLoader(data, 7, num_workers=workers, to="cupy"):
+            busy = busy @ busy * 1e-4  # the consumer's stream has work while batches are copied
+            seen.append((x + 0).get())
+            assert int(t[0]) == int(x[0, 0]) // 1000
+    np.testing.assert_array_equal(np.concatenate(seen), data.arrays[0])

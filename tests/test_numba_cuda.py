@@ -67,13 +67,24 @@ except NvvmSupportError as error:
 """
 
 
-def test_every_kernel_in_numba_s_simulator() -> None:
-    """In a process of its own: Numba is told to simulate before it is first imported."""
+def run_kernels(simulated: bool) -> None:
+    """In a process of its own: Numba is told to simulate, or not, before it is first imported."""
     require("numba")
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/simulator.py"]
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | threads | {"NUMBA_ENABLE_CUDASIM": str(int(simulated))}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/numba_cuda_kernels.py"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_kernel_in_numba_s_simulator() -> None:
+    run_kernels(simulated=True)
+
+
+@pytest.mark.gpu
+def test_every_kernel_on_a_gpu() -> None:
+    require("numba_cuda")
+    run_kernels(simulated=False)
 
 
 def test_every_kernel_compiles_for_a_gpu() -> None:

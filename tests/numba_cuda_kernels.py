@@ -1,8 +1,9 @@
-"""The numba_cuda backend in Numba's simulator: every kernel on tiny shapes; test_numba_cuda.py runs this file.
+"""Every kernel of the numba_cuda backend on tiny shapes; test_numba_cuda.py runs this file in a process of its own.
 
-The simulator has a Python thread for each of the GPU's: indices, barriers and sums are tested, speed and types are not.
-It runs a thread until it waits, so a missing barrier shows as a wrong number (`test_a_missing_barrier…`), almost surely
-but not certainly: real hardware may order threads otherwise. Indices below zero count from the end, as in NumPy.
+It runs in Numba's simulator, which has a Python thread for each of the GPU's: indices, barriers and sums are tested,
+speed and types are not. A thread runs until it waits, so a missing barrier shows as a wrong number, almost surely but
+not certainly: real hardware may order threads otherwise. Indices below zero count from the end, as in NumPy.
+With NUMBA_ENABLE_CUDASIM=0 the same tests run on a GPU (`pytest -m gpu`).
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
 
 import numpy as np
 import pytest
 
 from minidl import Tensor, nn, optim
 from minidl import functional as F
+from minidl.arrays import move, to_host
 from minidl.backends import numba_cuda_backend as module
 from minidl.backends import use_backend
 from minidl.backends.numpy_backend import NumpyBackend
@@ -51,11 +53,44 @@ def quickly() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+class Remote:
+    """A backend whose methods take and give NumPy arrays, wherever it computes."""
+
+    def __init__(self, backend: Any) -> None:
+        vars(self)["inner"] = backend
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.inner, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.inner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            moved = [there(a) for a in arguments]
+            found = method(*moved, **options)
+            for given, changed in zip(arguments, moved, strict=True):
+                for a, b in zip(given, changed, strict=True) if isinstance(given, list) else ():
+                    a[...] = to_host(b)  # the parameters of a step
+            return here(found)
+
+        return call if callable(method) else method
+
+
+def there(a: Any) -> Any:
+    if isinstance(a, list | tuple) and any(isinstance(each, np.ndarray) for each in a):
+        return type(a)(there(each) for each in a)
+    return move(a, "numba_cuda") if isinstance(a, np.ndarray) else a
+
+
+def here(a: Any) -> Any:
+    return tuple(map(to_host, a)) if isinstance(a, tuple) else to_host(a) if hasattr(a, "dtype") else a
+
+
 @pytest.fixture
 def backend() -> Iterator[Any]:
     """The backend, back on its own rung afterwards."""
     with use_backend("numba_cuda") as active:
-        yield active
+        yield Remote(active)
     vars(active).pop("rung", None)
 
 
@@ -118,8 +153,9 @@ def test_dense_products_on_every_rung(backend: Any, rung: str) -> None:
 
 
 def test_a_long_sum_is_cut_into_parts(backend: Any) -> None:
-    g, x = numbers((200, 2), 1), numbers((200, 3), 2)
-    assert module._splits(2, 3, 200, 1) == 3
+    depth = 48 * module.TILE
+    g, x = numbers((depth, 2), 1), numbers((depth, 3), 2)
+    assert module._splits(2, 3, depth, 1) == 3
     agree(backend, "linear_grad_w", g, x)
     assert module._splits(4096, 4096, 4096, 1) == 1
 
@@ -268,8 +304,8 @@ def test_training_gives_numpy_s_losses() -> None:
     np.testing.assert_allclose(losses("numba_cuda"), true, 1e-5)
 
 
-def test_the_backend_says_that_it_is_simulated(backend: Any) -> None:
-    assert "simulator" in backend.describe()
+def test_the_backend_says_what_runs_it(backend: Any) -> None:
+    assert ("simulator" if module.SIMULATED else "sm_") in backend.describe()
 
 
 # --- the bench finds planted errors
@@ -300,6 +336,10 @@ def right(backend: Any, what: str) -> bool:
 BARRIERS = ["tiled", "tiled", "blocked", "blocked", "sums"]  # where they stand, in the order of the file
 
 
+simulated = pytest.mark.skipif(not module.SIMULATED, reason="what a GPU does with a wrong kernel is not defined")
+
+
+@simulated
 @pytest.mark.parametrize(("which", "what"), list(enumerate(BARRIERS)))
 def test_a_missing_barrier_is_found(which: int, what: str) -> None:
     assert Path(module.__file__).read_text(encoding="utf-8").count("cuda.syncthreads()") == len(BARRIERS)
@@ -307,6 +347,7 @@ def test_a_missing_barrier_is_found(which: int, what: str) -> None:
     assert not right(planted("cuda.syncthreads()", "pass", which), what)
 
 
+@simulated
 def test_an_index_off_by_one_and_a_wrong_dtype_are_found() -> None:
     assert right(planted("cuda.syncthreads()", "cuda.syncthreads()"), "blocked")  # nothing planted
     assert not right(planted("if start < 0 or", "if start <= 0 or"), "blocked")
