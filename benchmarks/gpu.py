@@ -102,7 +102,7 @@ def _adam(b: Any, x: Any, g: Any) -> Callable[[], Any]:
     p, m, s = x.copy(), b.xp.zeros_like(x), b.xp.zeros_like(x)
 
     def step() -> Any:
-        b.adam_step([p], [g], [m], [s], 1e-6, 0.9, 0.999, 1e-8, 0.0, False, 1)
+        b.adam_step([p], [g], [m], [s], 0.1, 0.9, 0.999, 1e-8, 0.0, False, 1)
         return p
 
     return step
@@ -110,7 +110,7 @@ def _adam(b: Any, x: Any, g: Any) -> Callable[[], Any]:
 
 def _torch_adam(t: Any, x: Any, g: Any) -> Callable[[], Any]:
     p = x.clone().requires_grad_()
-    p.grad, optimizer = g, t.optim.Adam([p], lr=1e-6, fused=True)
+    p.grad, optimizer = g, t.optim.Adam([p], lr=0.1, fused=True)
 
     def step() -> Any:
         optimizer.step()

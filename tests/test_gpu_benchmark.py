@@ -146,3 +146,7 @@ def test_small_arrays_rotate_through_more_than_the_cache_holds() -> None:
 def test_every_convolution_of_the_bar_network_is_among_the_layers() -> None:
     layers = rows.record(gpu.STEPS[-1])[0]
     assert len(layers) >= 7 and layers[0].case.w == (24, 3, 5, 5) and layers[0].case.x == (64, 3, 64, 64)
+
+
+def test_the_readme_has_a_place_for_the_results() -> None:
+    assert gpu.report.section(Path(gpu.__file__).parent, gpu.BEGIN, gpu.END)
