@@ -10,8 +10,8 @@ from .backends import array_library
 
 
 def on_device(array: Any) -> bool:
-    """True for CuPy's arrays."""
-    return hasattr(array, "get") and hasattr(array, "dtype")
+    """True for CuPy's arrays, which alone have get and set (a table's column has get)."""
+    return hasattr(array, "dtype") and hasattr(array, "get") and hasattr(array, "set")
 
 
 def to_host(array: Any) -> np.ndarray[Any, Any]:

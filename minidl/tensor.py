@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .arrays import beside, move, to_host
+from .arrays import beside, move, on_device, to_host
 from .backends import get_backend
 
 Array: TypeAlias = Any  # an ndarray of the active backend: NumPy's, or another library's with the same methods
@@ -212,16 +212,15 @@ class Tensor:
             raise RuntimeError(
                 "nothing here requires a gradient: set requires_grad=True on an input, or leave no_grad()"
             )
+        _check_home("backward", get_backend(), [self.data])
         if gradient is None:
             if self.size != 1:
                 raise RuntimeError(
                     f"backward() without a gradient needs one element, this tensor has shape {self.shape}"
                 )
-            _check_home("backward", get_backend(), [self.data])
             gradient = get_backend().xp.ones(self.shape, self.dtype)
         else:
             gradient = _as_array(gradient, self.dtype)
-            _check_home("backward", get_backend(), [self.data])
             if gradient.shape != self.shape:
                 raise ValueError(f"gradient has shape {gradient.shape}, the tensor {self.shape}")
 
@@ -304,7 +303,7 @@ def _as_array(data: Any, dtype: Any = None) -> Array:
         data = data.data
     xp = get_backend().xp
     typed = hasattr(data, "dtype")
-    if typed and not isinstance(data, np.ndarray):
+    if typed and on_device(data):
         _check_home("Tensor", get_backend(), [data])
     try:
         array = xp.asarray(data, dtype=dtype)

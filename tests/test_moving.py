@@ -200,6 +200,25 @@ def test_mixing_two_sides_is_refused_with_the_remedy() -> None:
         here.to("fpga")
 
 
+def test_arrays_of_other_libraries_are_no_gpu_s() -> None:
+    class Column:
+        """As a table's column: it has a dtype and a method get, and NumPy knows how to take it."""
+
+        dtype = np.dtype(float)
+
+        def get(self, key: str) -> None:
+            raise KeyError(key)
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return np.arange(3.0)
+
+    np.testing.assert_array_equal(Tensor(Column()).data, [0, 1, 2])
+    torch = pytest.importorskip("torch")
+    assert Tensor(torch.ones(2)).shape == (2,)
+    model = network()
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in model.state_dict().items()})
+
+
 # --- DLPack: memory is shared, both ways
 
 
