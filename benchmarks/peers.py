@@ -149,7 +149,8 @@ class ConvAutoencoder(nn.Module):
 class Torch:
     """PyTorch: images channels-first or channels-last, eager or compiled; Adam fused, which is its fastest."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu") -> None:
+        self.device = device
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.describe = f"PyTorch {torch.__version__}"
@@ -169,10 +170,10 @@ class Torch:
     def layer(self, layer: Layer, mode: str) -> tuple[list[Any], tuple[Any, Any, Any]]:
         """conv2d and its two gradients as calls without arguments, and x, w, g; a transposed layer by its own."""
         case, layout = layer.case, _layout(mode)
-        x, w = (torch.from_numpy(a).contiguous(memory_format=layout) for a in layer.arrays())
+        x, w = (self._put(a).contiguous(memory_format=layout) for a in layer.arrays())
         options = (case.stride, case.padding, case.dilation)
         g = torch.conv2d(x, w, None, *options, case.groups)
-        g = (g + 0.1 * torch.from_numpy(noise(tuple(g.shape), 5))).contiguous(memory_format=layout)
+        g = (g + 0.1 * self._put(noise(tuple(g.shape), 5))).contiguous(memory_format=layout)
         backward = torch.ops.aten.convolution_backward
         if layer.transposed:
             extra = [
@@ -200,8 +201,8 @@ class Torch:
         state = workload.model().state_dict()
         model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
         del state
-        model.train(workload.training)
-        x, target = (torch.from_numpy(a) for a in workload.batch())
+        model = model.train(workload.training).to(self.device)
+        x, target = map(self._put, workload.batch())
         if len(workload.x) == 4:
             layout = _layout(mode)
             model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
@@ -220,9 +221,12 @@ class Torch:
 
         def infer() -> Any:
             with torch.inference_mode():
-                return model(x).numpy()
+                return model(x).cpu().numpy()
 
         return step if workload.training else infer, dropouts
+
+    def _put(self, array: Any) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 def _layout(mode: str) -> torch.memory_format:

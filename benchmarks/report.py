@@ -212,13 +212,13 @@ def roofline(results: Row, path: Path) -> None:
     save(figure, path)
 
 
-def section(folder: Path) -> tuple[str, str] | None:
+def section(folder: Path, begin: str = BEGIN, end: str = END) -> tuple[str, str] | None:
     """What stands before and after the results in a folder's README.md, None if it has no place for them."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return (before + mark, end + after) if mark and end else None
+    before, mark, rest = text.partition(begin)
+    _, closing, after = rest.partition(end)
+    return (before + mark, closing + after) if mark and closing else None
 
 
 def write(results: Row, folder: Path) -> list[Path]:

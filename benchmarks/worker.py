@@ -55,8 +55,10 @@ class Minidl:
         x, w = layer.arrays()
         if backend.name == "cpp":
             x = channels_last(x)
+        xp = backend.xp
+        x, w = xp.asarray(x), xp.asarray(w)
         y = backend.conv2d(x, w, None, **case.options)
-        g = np.add(y, 0.1 * noise(y.shape, 5), out=np.empty_like(y))  # in y's layout
+        g = xp.add(y, xp.asarray(0.1 * noise(y.shape, 5)), out=xp.empty_like(y))  # in y's layout
         return [
             lambda: backend.conv2d(x, w, None, **case.options),
             lambda: backend.conv2d_grad_x(g, w, case.x, **case.options),
@@ -67,7 +69,7 @@ class Minidl:
         """One training step giving the loss, or one inference giving the scores; and the dropout layers."""
         model = workload.model()
         model.train(workload.training)
-        data, target = workload.batch()
+        data, target = map(get_backend().xp.asarray, workload.batch())
         loss_of = F.cross_entropy if workload.target in ("label", "mask") else F.mse_loss
         optimizer = optim.Adam(model.parameters(), lr=LEARNING_RATE)
 

@@ -15,12 +15,12 @@ from .backends import (
 from .functional import concatenate, stack, where
 from .graph import summary, to_dot
 from .init import default_rng, manual_seed
-from .tensor import Tensor, detect_anomaly, enable_grad, is_grad_enabled, no_grad
+from .tensor import Tensor, detect_anomaly, enable_grad, from_dlpack, is_grad_enabled, no_grad
 
 __all__ = [
     "Tensor", "checkpoint", "concatenate", "data", "default_rng", "detect_anomaly", "enable_grad", "explain_conv",
-    "functional", "get_num_threads", "init", "is_grad_enabled", "manual_seed", "metrics", "models", "nn", "no_grad",
-    "optim", "set_conv_algorithm", "set_num_threads", "show_backends", "stack", "summary", "to_dot", "train",
+    "from_dlpack", "functional", "get_num_threads", "init", "is_grad_enabled", "manual_seed", "metrics", "models", "nn",
+    "no_grad", "optim", "set_conv_algorithm", "set_num_threads", "show_backends", "stack", "summary", "to_dot", "train",
     "use_backend", "where",
 ]  # fmt: skip
 __version__ = "0.1.0"

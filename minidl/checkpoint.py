@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import on_device, to_host
+
 if TYPE_CHECKING:
     from .lr_scheduler import LRScheduler, ReduceLROnPlateau
     from .nn import Module
@@ -125,7 +127,8 @@ def save(
     }
     arrays = dict(model if isinstance(model, Mapping) else model.state_dict())
     header = json.dumps({name: _take_arrays(value, name, arrays) for name, value in rest.items()})
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # safetensors writes raw memory
+    # In C order: safetensors writes raw memory.
+    arrays = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} is an array of {array.dtype}: only numbers and booleans can be saved")
@@ -168,8 +171,8 @@ def load_model(path: StrPath, model: Module) -> Checkpoint:
 
 def _take_arrays(value: Any, name: str, arrays: dict[str, Array]) -> Any:
     """`value` as JSON: its arrays are moved to `arrays` under path-like names, which stand in their place."""
-    if isinstance(value, np.ndarray):
-        arrays[name] = value
+    if isinstance(value, np.ndarray) or on_device(value):
+        arrays[name] = to_host(value)
         return {"array": name}
     if isinstance(value, np.generic):
         return value.item()

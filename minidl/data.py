@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arrays import upload
 from .init import default_rng
 
 Array = NDArray[Any]
@@ -100,6 +101,8 @@ class DataLoader:
     With `num_workers` > 0 that many threads prepare at most two batches each ahead of the consumer. The batches are the
     same for any number, so `dataset[i]` must allow calls from several threads. Threads help where loading waits for
     disks or runs in NumPy; they are not forked, so they never hang after OpenMP.
+    With `to="cupy"`, or another backend's name, the batches are that backend's arrays; with num_workers > 0 they are
+    copied to a GPU through page-locked memory while it computes.
 
     Raises ValueError for an empty dataset, samples of unequal shape in a batch, and wrong numbers. An error in the
     dataset or the transform reaches the consumer with a note that names the sample.
@@ -115,6 +118,7 @@ class DataLoader:
         drop_last: bool = False,
         transform: Callable[[Any, np.random.Generator], Sample] | None = None,
         num_workers: int = 0,
+        to: str = "",
     ) -> None:
         whole = all(isinstance(number, int | np.integer) for number in (batch_size, num_workers))
         if not whole or batch_size < 1 or num_workers < 0:
@@ -127,8 +131,10 @@ class DataLoader:
             raise ValueError("the dataset is empty: there is nothing to load")
         if drop_last and len(dataset) < batch_size:
             raise ValueError(f"drop_last leaves no batch: {len(dataset)} samples, batch_size {batch_size}")
+        if to:
+            upload((), to)  # an unknown backend, or one that cannot run here, is an error now
         self.dataset, self.batch_size, self.shuffle = dataset, batch_size, shuffle
-        self.drop_last, self.transform, self.num_workers = drop_last, transform, num_workers
+        self.drop_last, self.transform, self.num_workers, self.to = drop_last, transform, num_workers, to
         self.epoch = 0  # of the next iteration
         self.seed = 0
         if shuffle or transform is not None:
@@ -161,7 +167,8 @@ class DataLoader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _load(self, epoch: int, indices: list[int]) -> Batch:
-        return _stack([self._sample(epoch, index) for index in indices], indices)
+        batch = _stack([self._sample(epoch, index) for index in indices], indices)
+        return upload(batch, self.to) if self.to else batch
 
     def _sample(self, epoch: int, index: int) -> Sample:
         try:

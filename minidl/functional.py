@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import init
+from .arrays import to_host
 from .backends import get_backend
 from .backends.numpy_backend import Windows, check_classes, pool_output_size
 from .tensor import Array, Tensor, op
@@ -247,7 +248,7 @@ def gelu(backend: Any, x: Array, approximate: str = "none") -> Any:
     _check_floating("gelu", x)
     if approximate == "none":
         erf = np.vectorize(math.erf, otypes=[x.dtype])
-        cdf = 0.5 * (1 + xp.asarray(erf(x * math.sqrt(0.5)))) if x.size else x
+        cdf = 0.5 * (1 + xp.asarray(erf(to_host(x) * math.sqrt(0.5)))) if x.size else x
         return x * cdf, lambda g: g * (cdf + x * xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
     if approximate == "tanh":
         a, b = math.sqrt(2 / math.pi), 0.044715

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import functional as F
 from . import init
+from .arrays import beside, move, to_host
 from .tensor import Array, Tensor, is_grad_enabled
 
 M = TypeVar("M", bound="Module")
@@ -82,7 +83,7 @@ class Module:
     def register_buffer(self, name: str, array: Array) -> None:
         """Keep an array that is saved with the weights but not learnt, such as a running mean."""
         self._buffers = (*self._buffers, name)
-        setattr(self, name, array)
+        setattr(self, name, Tensor(array).data)  # where the active backend computes, as parameters
 
     # --- saving -----------------------------------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ class Module:
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of all parameters and buffers as arrays, under torch's keys."""
         values = ((name, getattr(module, attribute)) for name, module, attribute in self._named_arrays())
-        return {name: np.array(_data(value)) for name, value in values}
+        return {name: np.array(to_host(_data(value))) for name, value in values}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take the arrays of `state`, converted to the dtypes here. Everything is checked before anything changes.
@@ -108,7 +109,7 @@ class Module:
         if strict:
             wrong += [f"missing {name}" for name in mine if name not in state]
             wrong += [f"unexpected {name}" for name in state if name not in mine]
-        new = {name: np.asarray(_data(value)) for name, value in state.items() if name in mine}
+        new = {name: to_host(_data(value)) for name, value in state.items() if name in mine}
         for name, array in new.items():
             shape = getattr(*mine[name]).shape
             if array.shape != shape:
@@ -119,8 +120,8 @@ class Module:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise ValueError(f"these weights do not fit {type(self).__name__}: {'; '.join(wrong[:5])}{more}")
         for name, array in new.items():
-            held = getattr(*mine[name])
-            _data(held)[...] = array
+            held = _data(getattr(*mine[name]))
+            held[...] = beside(held, array)
 
     # --- switching --------------------------------------------------------------------------------------------------
 
@@ -162,6 +163,19 @@ class Module:
     def float(self: M) -> M:
         """Convert to float32; returns itself."""
         return self.astype(np.float32)
+
+    def to(self: M, backend: str) -> M:
+        """Move parameters, their gradients and buffers to where `backend` computes, in place; returns itself.
+
+        To compute there that backend must be active (`use_backend`). An optimiser's state follows at its next step.
+        """
+        for _, module, name in self._named_arrays():
+            held = getattr(module, name)
+            if isinstance(held, Tensor):
+                held.data, held.grad = move(held.data, backend), None if held.grad is None else move(held.grad, backend)
+            else:
+                setattr(module, name, move(held, backend))
+        return self
 
     def apply(self: M, function: Callable[[Module], object]) -> M:
         """Call `function` with every module inside, then with this one; returns itself."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import lr_scheduler as lr_scheduler
+from .arrays import beside, to_host
 from .backends import get_backend
 from .tensor import Array, Tensor
 
@@ -36,6 +37,7 @@ class Optimizer:
         self.defaults = options
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
+        self._home: type | None = None  # the type of the arrays of the last step
         entries: list[Any] = list(params)
         for group in entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]:
             self.add_param_group(group)
@@ -68,7 +70,16 @@ class Optimizer:
         """Update every parameter that has a gradient; the others keep value and state."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            if params and type(params[0].data) is not self._home:
+                self._follow()
             self._update_all(params, [self.state.setdefault(p, {}) for p in params], group)
+
+    def _follow(self) -> None:
+        """Bring the state to where the parameters lie, if `Module.to` moved them."""
+        for p, state in self.state.items():
+            self._home = type(p.data)
+            for name, value in state.items():
+                state[name] = beside(p.data, value) if hasattr(value, "shape") else value
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all that the next steps depend on: {"state": [one dict a parameter], "param_groups": [options]}.
@@ -336,13 +347,11 @@ def _plain(value: Any) -> Any:
 
 def _to_host(value: Any) -> Any:
     """A copy of an array as a NumPy array, also from a GPU; plain numbers as they are."""
-    if not hasattr(value, "shape"):
-        return value
-    return value.copy() if isinstance(value, np.ndarray) else value.get()
+    return np.array(to_host(value)) if hasattr(value, "shape") else value
 
 
 def _like(p: Array, value: Array) -> Array:
     """A copy of `value` with the type of array and the dtype of `p`."""
     new = np.empty_like(p)
-    new[...] = value
+    new[...] = beside(p, value)
     return new

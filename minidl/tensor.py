@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .arrays import beside, move, on_device, to_host
 from .backends import get_backend
 
 Array: TypeAlias = Any  # an ndarray of the active backend: NumPy's, or another library's with the same methods
@@ -60,9 +61,13 @@ class Tensor:
     __array_ufunc__ = None  # so that np.float64(2) * tensor asks the tensor, and the gradient is not lost
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
-        self.data: Array = _as_array(data, dtype)
-        if requires_grad and self.data.dtype.kind != "f":
-            raise TypeError(f"only floating-point tensors can require a gradient, not {self.data.dtype}")
+        self._start(_as_array(data, dtype), requires_grad)
+
+    def _start(self, data: Array, requires_grad: bool) -> None:
+        """Begin as a leaf on these data, wherever they lie."""
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors can require a gradient, not {data.dtype}")
+        self.data: Array = data
         self.requires_grad = requires_grad
         self.grad: Array | None = None
         self.birth = next(_births)
@@ -112,7 +117,7 @@ class Tensor:
         return (self[k] for k in range(len(self)))
 
     def __repr__(self) -> str:
-        values = np.array2string(self.data, separator=", ", prefix="Tensor(") if self.size else "[]"
+        values = np.array2string(to_host(self.data), separator=", ", prefix="Tensor(") if self.size else "[]"
         notes = [] if self.dtype == np.float32 else [f"dtype={self.dtype}"]
         notes += [f"op={self.op}"] if self.op else ["requires_grad=True"] if self.requires_grad else []
         return f"Tensor({', '.join([values, *notes])})"
@@ -126,16 +131,29 @@ class Tensor:
         return self.data.item()
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        """The data as a NumPy array, sharing memory; RuntimeError where a gradient would be lost."""
+        """The data as a NumPy array, shared (from a GPU: a copy); RuntimeError where a gradient would be lost."""
         if self.requires_grad:
             raise RuntimeError("this tensor records gradients, a NumPy array cannot: use tensor.detach().numpy()")
-        return self.data if isinstance(self.data, np.ndarray) else self.data.get()
+        return to_host(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.array(self.numpy(), dtype=dtype, copy=bool(copy) or None)
 
+    def to(self, backend: str) -> Tensor:
+        """This tensor where `backend` computes: itself if it lies there, else a copy, from which the gradient returns.
+
+        To compute with the copy that backend must be active: `with use_backend(backend):`.
+        """
+        there = move(self.data, backend)
+        if there is self.data:
+            return self
+        recorded, here = self.requires_grad and _recording.get(), self.data
+        return _result("to", there, [self], [lambda g: beside(here, g)]) if recorded else _leaf(there)
+
     def __dlpack__(self, **options: Any) -> Any:
-        return self.numpy().__dlpack__(**options)
+        if self.requires_grad:
+            raise RuntimeError("this tensor records gradients, another library cannot: share tensor.detach()")
+        return self.data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
         return self.data.__dlpack_device__()
@@ -146,7 +164,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same data, cut from the graph: a new leaf without gradient."""
-        return Tensor(self.data)
+        return _leaf(self.data)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Switch the recording of gradients on or off for this leaf; returns itself."""
@@ -172,7 +190,7 @@ class Tensor:
         return {"data": self.data, "grad": self.grad, "requires_grad": self.requires_grad}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Tensor.__init__(self, state["data"], state["requires_grad"])  # with a birth number of its own
+        self._start(state["data"], state["requires_grad"])  # with a birth number of its own
         self.grad = state["grad"]
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -194,6 +212,7 @@ class Tensor:
             raise RuntimeError(
                 "nothing here requires a gradient: set requires_grad=True on an input, or leave no_grad()"
             )
+        _check_home("backward", get_backend(), [self.data])
         if gradient is None:
             if self.size != 1:
                 raise RuntimeError(
@@ -284,6 +303,8 @@ def _as_array(data: Any, dtype: Any = None) -> Array:
         data = data.data
     xp = get_backend().xp
     typed = hasattr(data, "dtype")
+    if typed and on_device(data):
+        _check_home("Tensor", get_backend(), [data])
     try:
         array = xp.asarray(data, dtype=dtype)
     except (ValueError, TypeError) as error:
@@ -313,7 +334,10 @@ def _pass_on(node: Tensor, g: Array, pending: dict[int, Array], anomaly: bool) -
                 + (f" (made by {parent.op})" if parent.op else "")
             )
         before = pending.get(parent.birth)
-        pending[parent.birth] = share if before is None else get_backend().add(before, share)
+        if before is not None:
+            active = get_backend()
+            share = active.add(before, share) if isinstance(share, active.xp.ndarray) else before + share
+        pending[parent.birth] = share
 
 
 def _take(pending: dict[int, Array], birth: int) -> tuple[Array, int]:
@@ -332,7 +356,7 @@ def _own(g: Array, references: int) -> Array:
     """
     if references == _ALONE and type(g) is np.ndarray and g.flags.c_contiguous and not isinstance(g.base, np.ndarray):
         return g
-    return get_backend().xp.array(g, order="C")
+    return np.array(g, order="C") if isinstance(g, np.ndarray | np.generic) else g.copy()
 
 
 def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -363,6 +387,10 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
         inputs = args if variadic else args[:count]
         backend = get_backend()
         arrays = [x.data if isinstance(x, Tensor) else _operand(x) for x in inputs]
+        home = backend.xp.ndarray
+        for a in arrays:
+            if type(a) is not home and hasattr(a, "dtype"):
+                _check_home(name, backend, arrays)
         value, *vjps = function(backend, *arrays, *args[len(inputs) :], **options)
 
         if isinstance(value, np.generic):
@@ -375,17 +403,64 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
                 if vjp is not None and k < len(inputs) and isinstance(inputs[k], Tensor) and inputs[k].requires_grad:
                     parents.append(inputs[k])
                     needed.append(vjp)
-        out = Tensor.__new__(Tensor)
-        out.data, out.grad, out.birth = value, None, next(_births)
-        out.parents, out.vjps = tuple(parents), tuple(needed)
-        out.requires_grad = bool(parents)
-        out.op = name if parents else ""
+        out = _result(name, value, parents, needed)
         if _anomaly.get():
             _check_value(name, backend.xp, arrays, value)
         return out
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
+
+
+def _result(name: str, value: Array, parents: list[Tensor], vjps: list[Vjp]) -> Tensor:
+    """A tensor made by an op; without parents a leaf."""
+    out = Tensor.__new__(Tensor)
+    out.data, out.grad, out.birth = value, None, next(_births)
+    out.parents, out.vjps = tuple(parents), tuple(vjps)
+    out.requires_grad = bool(parents)
+    out.op = name if parents else ""
+    return out
+
+
+def _leaf(data: Array) -> Tensor:
+    """A leaf without gradient on this array, wherever it lies."""
+    return _result("", data, [], [])
+
+
+def from_dlpack(array: Any) -> Tensor:
+    """A tensor on the memory of another library's array (NumPy, torch, CuPy, ...), which is shared, not copied.
+
+    RuntimeError for an array on a GPU unless a backend of the GPU is active; TypeError for what is no such array, or
+    holds no real numbers. What the other library writes is seen here; a gradient function may need what was there.
+    """
+    if not hasattr(array, "__dlpack__") or not hasattr(array, "__dlpack_device__"):
+        raise TypeError(f"from_dlpack takes an array that has __dlpack__, not {type(array).__name__}")
+    on_gpu, xp = array.__dlpack_device__()[0] == 2, get_backend().xp  # 2: kDLCUDA of dlpack.h
+    if on_gpu and xp is np:
+        raise RuntimeError('the array lies on a GPU and the active backend computes without: use_backend("cupy") first')
+    try:
+        data = (xp if on_gpu else np).from_dlpack(array)
+    except (BufferError, RuntimeError) as error:  # such as a type that NumPy lacks
+        raise TypeError(f"cannot share this {type(array).__name__}: {error}") from None
+    if data.dtype.kind not in "fiub":
+        raise TypeError(f"a tensor holds real numbers or booleans, not {data.dtype}")
+    return _leaf(data)
+
+
+def _check_home(name: str, backend: Any, arrays: list[Any]) -> None:
+    """TypeError, with the remedy, unless all arrays are of the library that the active backend computes with."""
+    home = backend.xp.ndarray
+    for k, a in enumerate(arrays):
+        if hasattr(a, "dtype") and not isinstance(a, home | np.generic):
+            where = "in the processor's memory (NumPy)" if isinstance(a, np.ndarray) else f"on a GPU ({_library(a)})"
+            raise TypeError(
+                f"{name}: input {k} of shape {a.shape} lies {where}, but the active backend is {backend.name}: move it "
+                f'with .to("{backend.name}"), or choose a backend that computes there with use_backend()'
+            )
+
+
+def _library(array: Array) -> str:
+    return type(array).__module__.partition(".")[0]
 
 
 def _operand(x: Any) -> Any:

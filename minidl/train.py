@@ -157,8 +157,8 @@ def predict(model: Module, inputs: Array | Tensor | Batches, *, batch_size: int 
 
     In eval mode and without gradients. Raises ValueError if there is no input.
     """
-    if isinstance(inputs, np.ndarray | Tensor):
-        array = inputs.data if isinstance(inputs, Tensor) else inputs
+    if hasattr(inputs, "dtype"):  # an array of any library, or a tensor
+        array: Any = inputs.data if isinstance(inputs, Tensor) else inputs
         inputs = ((array[i : i + batch_size],) for i in range(0, len(array), batch_size))
     with _evaluating(model):
         outputs = [model(Tensor(batch[0])).numpy() for batch in inputs]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # and functional, because methods are functions; optim and lr_scheduler, because torch has one inside the other.)
 FLOORS = [
     {"minidl.backends", "minidl._C"},
-    {"minidl.init", "minidl.tensor", "minidl.functional"},
+    {"minidl.arrays", "minidl.init", "minidl.tensor", "minidl.functional"},
     {"minidl.nn"},
     {
         "minidl.models",

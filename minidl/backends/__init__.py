@@ -18,8 +18,8 @@ from typing import Any
 from .numpy_backend import KERNELS, NumpyBackend, Shape, conv2d_shape
 
 __all__ = [
-    "backends", "explain_conv", "get_backend", "get_num_threads", "set_conv_algorithm", "set_num_threads",
-    "show_backends", "use_backend",
+    "array_library", "backends", "explain_conv", "get_backend", "get_num_threads", "set_conv_algorithm",
+    "set_num_threads", "show_backends", "use_backend",
 ]  # fmt: skip
 
 CONV_ALGORITHMS = ("auto", "direct", "winograd", "exact")
@@ -120,6 +120,11 @@ def show_backends() -> str:
     text = "\n".join([*lines, "* active"])
     print(text)
     return text
+
+
+def array_library(name: str) -> Any:
+    """Give the library whose arrays backend `name` computes with: NumPy, or CuPy."""
+    return _load(name).xp
 
 
 def set_num_threads(n: int) -> None:
