@@ -14,11 +14,13 @@ import numpy as np
 from examples.drawing import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, save
 from examples.galaxy_bars import simulate
 from examples.galaxy_bars.data import Galaxies, read_sample, split, subsets
+from examples.stellar_spectra import simulate as simulate_spectra
+from examples.stellar_spectra.codes import SpectralType
+from examples.stellar_spectra.data import load as load_spectra
+from examples.stellar_spectra.preprocess import Spectrum, prepare
 from minidl import Tensor, no_grad
 
-__all__ = [
-    "BLUE", "GREEN", "ORANGE", "PURPLE", "RED", "SKY", "decision_boundary", "finish", "galaxies", "quick", "real_folder",
-]  # fmt: skip
+__all__ = ["BLUE", "GREEN", "ORANGE", "PURPLE", "RED", "SKY"]
 
 
 def quick(full: int, small: int) -> int:
@@ -51,6 +53,25 @@ def galaxies(n: int, seed: int) -> Galaxies:
     rng = np.random.default_rng(seed)
     rows = [rng.choice(np.flatnonzero(part.labels == label), n // 2, replace=False) for label in (1, 0)]
     return part[rng.permutation(np.concatenate(rows))]
+
+
+def spectra(n: int, seed: int) -> tuple[np.ndarray, list[SpectralType], str]:
+    """n spectra in random order: flux (n, 580), 1 at 5550 Å; full types; "MILES" or "simulated"."""
+    rng = np.random.default_rng(seed)
+    folder = real_folder("spectra")
+    if folder is not None:
+        stars = load_spectra(folder, how="5550", libraries=["miles"])
+        whole = [k for k, t in enumerate(stars.types) if t and t.lum and t.sub is not None]
+        whole = rng.permutation([k for k in whole if np.isfinite(stars.flux[k]).all()])[:n]
+        return stars.flux[whole], [stars.types[k] for k in whole], "MILES"
+    drawn = [simulate_spectra.draw(rng) for _ in range(n)]
+    return np.stack([observed(star, rng) for _, star in drawn]), [kind for kind, _ in drawn], "simulated"
+
+
+def observed(star: simulate_spectra.Star, rng: np.random.Generator, signal_to_noise: float = 100.0) -> np.ndarray:
+    """A simulated spectrum of this star as the networks take it: flux (580,), 1 at 5550 Å."""
+    flux = simulate_spectra.observe(star, rng, signal_to_noise)
+    return prepare(Spectrum(simulate_spectra.WAVE, flux, np.ones(len(flux), bool), fwhm=simulate_spectra.RESOLUTION))
 
 
 def finish(figure: Any, name: str) -> None:
