@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+
+from minidl import get_num_threads, set_num_threads
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "examples" / "lessons").glob("[0-9]*.py"))
@@ -45,10 +48,14 @@ matplotlib.use("Agg")
 
 def run(lesson: Path, folder: Path) -> tuple[str, Any]:
     """Run a lesson in a folder, at its small size, on simulated data -> what it prints, its last figure."""
-    printed, path, argv = io.StringIO(), list(sys.path), sys.argv
-    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        found = runpy.run_path(str(lesson), run_name="__main__")
-    sys.path[:], sys.argv = path, argv
+    printed, path, threads = io.StringIO(), list(sys.path), get_num_threads()
+    plt.close("all")
+    try:
+        with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+            found = runpy.run_path(str(lesson), run_name="__main__")
+    finally:
+        sys.path[:] = path
+        set_num_threads(threads)
     return printed.getvalue(), found["figure"]
 
 

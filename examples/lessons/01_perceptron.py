@@ -35,8 +35,8 @@ xor = clouds([(-1, -1), (1, 1), (-1, 1), (1, -1)], [0, 0, 1, 1])
 
 # %% [markdown]
 # **The rule** (Rosenblatt 1958). Go through the points. Where the neuron is right, leave it alone. Where it is wrong,
-# add (target − y)·x to the weights and (target − y) to the bias: if it said 0 and should have said 1, w·x grows by
-# x·x, which is positive, so next time it is more likely to say 1. That is all the learning there is.
+# add (target − y)·x to the weights and (target − y) to the bias: if it said 0 and should have said 1, w·x grows by x·x,
+# which is positive, so next time it is more likely to say 1. That is all the learning there is.
 
 
 # %%
@@ -59,8 +59,8 @@ while not counts or counts[-1]:
 print(f"the line: {w[0]:+.2f} x1 {w[1]:+.2f} x2 {b:+.2f} = 0")
 
 # %% [markdown]
-# If some line separates the classes, the rule ends after finitely many mistakes (Novikoff 1962). It says nothing
-# about *which* line: it stops at the first that works.
+# If some line separates the classes, the rule ends after finitely many mistakes (Novikoff 1962). It says nothing about
+# *which* line: it stops at the first that works.
 #
 # **The limit.** Exclusive or: class 1 where exactly one of x1, x2 is positive. No straight line has both upper-left and
 # lower-right on one side and the other two corners on the other (Minsky & Papert 1969). The rule goes on for ever.
@@ -87,9 +87,9 @@ finish(figure, "01_perceptron")
 # %% [markdown]
 # **Exercises**
 #
-# 1. Move the second cloud of ``easy`` nearer, to (1.8, 0.8). When does the rule stop ending? *You see it* in the
-#    loop above: it no longer stops. Give it an end before you start it.
+# 1. Move the second cloud of ``easy`` nearer, to (1.8, 0.8). When does the rule stop ending? *You see it* in the loop
+#    above: it no longer stops. Give it an end before you start it.
 # 2. Give XOR a third input, x1·x2. Can one neuron do it now? *Right if* the mistakes reach 0, and the weight of the
 #    third input ends up the largest and negative.
-# 3. Start from w = (10, −10). Does the rule still end on the two clouds, and how many epochs more does it need?
-#    *Right if* the last count is 0, as Novikoff promises from any start.
+# 3. Start from w = (10, −10). Does the rule still end on the two clouds, and how many epochs more does it need? *Right
+#    if* the last count is 0, as Novikoff promises from any start.

@@ -87,7 +87,7 @@ finish(figure, "02_tanh_network")
 #
 # 1. How few hidden neurons still do it? Try 3, 6 and 10. *You see it* in the share on the right side after the last
 #    epoch: three steps can cut the plane into at most seven pieces.
-# 2. Set the 10 weights v of smallest size to zero after training. *Right if* you can say before you look which
-#    neurons the network would miss most, and the share confirms it.
+# 2. Set the 10 weights v of smallest size to zero after training. *Right if* you can say before you look which neurons
+#    the network would miss most, and the share confirms it.
 # 3. Replace tanh by ReLU (``F.relu``). What shape has the boundary now? *You see it* in the left panel: it is made of
 #    straight pieces, with corners where a neuron switches on.

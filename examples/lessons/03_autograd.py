@@ -16,14 +16,12 @@ sys.path += [".", "../.."]  # from here `examples` is found, wherever this file 
 import itertools
 import math
 from collections import deque
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from examples.lessons.common import BLUE, ORANGE, finish
+from examples.lessons.common import BLUE, ORANGE, finish, keep_svg
 from minidl import Tensor, graph
-from minidl.checkpoint import atomic_write
 
 # %% [markdown]
 # **The number.** It keeps its value, the numbers it was made from, and for each of these the derivative of the one op
@@ -83,14 +81,10 @@ def backward(end):
         pass_on(node)
 
 
-def example(x):
-    a = x * x
-    return Number(3.0) * (Number(2.0) * a) + a
-
-
 for walk in (backward_queue, backward):
     x = Number(3.0)
-    walk(example(x))
+    a = x * x
+    walk(Number(3.0) * (Number(2.0) * a) + a)
     print(f"{walk.__name__:15} ∂d/∂x = {x.grad:g}")
 print("by hand: d = 7x², so ∂d/∂x = 14x = 42")
 
@@ -105,11 +99,9 @@ def paths(node):
     return 1 + sum(paths(parent) for parent in node.parents)
 
 
-lengths, visits = range(1, 15), []
-for length in lengths:
-    y = Number(1.0)
-    for _ in range(length):
-        y = y + y
+lengths, visits, y = range(1, 15), [], Number(1.0)
+for _ in lengths:
+    y = y + y
     visits.append(paths(y))
 print(f"14 diamonds: {visits[-1]:,} visits along paths, 15 by birth")
 
@@ -121,23 +113,20 @@ print(f"14 diamonds: {visits[-1]:,} visits along paths, 15 by birth")
 x = Tensor(3.0, requires_grad=True)
 a = x * x
 b = 2 * a
-c = 3 * b
-d = c + a
+d = (c := 3 * b) + a
 d.backward(retain_graph=True)
 print(f"minidl: ∂d/∂x = {x.grad:g}")
 drawing = graph.draw(d, {"x": x, "a = x·x": a, "2a": b, "3·2a": c, "d": d})
-with atomic_write(Path("runs/lessons/03_autograd.svg")) as part:
-    part.write_text(drawing, encoding="utf-8")
+keep_svg(drawing, "03_autograd")
 drawing  # noqa: B018  (what a notebook shows)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-norms = graph.gradient_norms(d)
 places = {"x": (0, 3, x), "a = x·x": (0, 2, a), "2a": (-0.8, 1.4, b), "3·2a": (-0.8, 0.6, c), "d": (0, 0, d)}
 for start, end in (("x", "a = x·x"), ("a = x·x", "2a"), ("2a", "3·2a"), ("3·2a", "d"), ("a = x·x", "d")):
     left.annotate("", places[end][:2], places[start][:2], arrowprops={"arrowstyle": "->", "shrinkA": 14, "shrinkB": 14})
 for name, (u, v, node) in places.items():
-    text = f"{name}\ngradient {norms[node.birth]:g}"
+    text = f"{name}\ngradient {graph.gradient_norms(d)[node.birth]:g}"
     left.text(u, v, text, ha="center", va="center", bbox={"boxstyle": "round", "fc": "#cfe6f5"})
 left.set(xlim=(-1.5, 1), ylim=(-0.5, 3.5), xticks=[], yticks=[], title="a must wait for both ways: 6 + 1 = 7")
 left.set(xlabel="values run down, gradients run up")
@@ -151,7 +140,7 @@ finish(figure, "03_autograd")
 # **Exercises**
 #
 # 1. Add ``exp`` and division to ``Number``. *Right if* the gradient of 1/(1 + exp(−x)) at 0 is 0.25.
-# 2. Call ``backward`` twice on one graph. Why is the second answer not simply double? *You see it* in ``a.grad``:
-#    inner numbers keep their first gradient. minidl keeps gradients of leaves only.
-# 3. Train one ``tanh`` neuron on three points with ``Number`` alone. *Right if* the loss falls at every step of a
-#    small learning rate.
+# 2. Call ``backward`` twice on one graph. Why is the second answer not simply double? *You see it* in ``a.grad``: inner
+#    numbers keep their first gradient. minidl keeps gradients of leaves only.
+# 3. Train one ``tanh`` neuron on three points with ``Number`` alone. *Right if* the loss falls at every step of a small
+#    learning rate.

@@ -26,8 +26,8 @@ from minidl.testing import gradcheck
 rng = np.random.default_rng(0)
 
 # %% [markdown]
-# **Four ops.** An op of minidl is a function that returns its value and, for each input, the function that takes
-# g = ∂L/∂y to ∂L/∂x. The first is right. Each of the others computes the right value and has one bug in its gradient.
+# **Four ops.** An op of minidl is a function that returns its value and, for each input, the function that takes g =
+# ∂L/∂y to ∂L/∂x. The first is right. Each of the others computes the right value and has one bug in its gradient.
 
 
 # %%
@@ -56,8 +56,7 @@ def add_bias(backend, x: Array, b: Array):
 
 
 # %% [markdown]
-# **The check.** For a small step ε in a random direction u the value must change by the slope that the gradient
-# claims:
+# **The check.** For a small step ε in a random direction u the value must change by the slope that the gradient claims:
 #
 #     (f(x + εu) − f(x − εu)) / 2ε  =  Σ ∂f/∂x · u        up to an error of size ε²
 #
@@ -81,10 +80,8 @@ def disagreement(function, inputs, eps, one_sided=False):
         moved = (Tensor((a + step * u).astype(a.dtype)) for a, u in zip(inputs, directions, strict=True))
         return float((function(*moved).data * v).sum())
 
-    if one_sided:
-        measured = (value(eps) - value(0)) / eps
-    else:
-        measured = (value(eps) - value(-eps)) / (2 * eps)
+    back = 0 if one_sided else -eps
+    measured = (value(eps) - value(back)) / (eps - back)
     return abs(claimed - measured) / max(abs(claimed), abs(measured))
 
 
@@ -105,9 +102,8 @@ except AssertionError as error:
 
 # %% [markdown]
 # **How small a step?** Two errors pull in opposite directions. The formula is wrong by about ε² (only ε for the
-# one-sided difference). Rounding is wrong by about 10⁻¹⁶/ε, in float32 10⁻⁷/ε. In float64 the best step lies
-# between 10⁻⁶ and 10⁻⁵ and leaves ten digits; in float32 no step leaves more than five, so gradients are checked in
-# float64.
+# one-sided difference). Rounding is wrong by about 10⁻¹⁶/ε, in float32 10⁻⁷/ε. In float64 the best step lies between
+# 10⁻⁶ and 10⁻⁵ and leaves ten digits; in float32 no step leaves more than five, so gradients are checked in float64.
 
 # %%
 steps = np.logspace(-10, 0, 41)
@@ -133,7 +129,7 @@ finish(figure, "04_gradient_check")
 #
 # 1. Plant a fourth bug: 1 − 1.001·y² in a right tanh. Is an error of a tenth of a per cent caught? *Right if* its curve
 #    is flat at about 10⁻³ for small steps, far above the valley.
-# 2. Check ``relu`` at x = 0 and at x = 10⁻⁸ with ε = 10⁻⁶. Why does a right gradient fail? *You see it*: the
-#    difference reaches over the kink. The tests of minidl keep away from kinks, and test the kinks themselves apart.
+# 2. Check ``relu`` at x = 0 and at x = 10⁻⁸ with ε = 10⁻⁶. Why does a right gradient fail? *You see it*: the difference
+#    reaches over the kink. The tests of minidl keep away from kinks, and test the kinks themselves apart.
 # 3. Set v to all ones and repair nothing. Which bug is still caught, which not? *Right if* you can explain why softmax
 #    then claims a slope of exactly 0.

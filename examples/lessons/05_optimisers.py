@@ -77,7 +77,7 @@ for name, (_, _, make) in rules.items():
     best[name] = (rates[k], *runs[k])
     usable = int(np.sum(np.array(finals[name]) < 0.5))
     print(
-        f"{name:17} best rate {rates[k]:.2g}: loss {finals[name][k]:.2g} after {STEPS} steps; below 0.5 at {usable} of 11"
+        f"{name:17} best rate {rates[k]:.2g}: loss {finals[name][k]:.2g} at the end; below 0.5 at {usable} of 11 rates"
     )
 
 # %% [markdown]

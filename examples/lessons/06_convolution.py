@@ -68,9 +68,9 @@ print(f"M is {matrix.shape[0]} x {matrix.shape[1]}, {np.mean(matrix != 0):.0%} o
 print(f"M·x and by hand differ by at most {np.abs(matrix @ x.ravel() - by_hand(x, w).ravel()).max():.1e}")
 
 # %% [markdown]
-# **Backwards.** If y = M·x and g = ∂L/∂y, then ∂L/∂x = Mᵀ·g: each pixel collects from every y it had helped to make.
-# Mᵀ spreads each g over a 3 x 3 patch. That is the *transposed convolution*, used on its own to enlarge pictures. For
-# the weights: ∂L/∂w[k, l] = Σ_ij g[i, j]·x[i + k, j + l], which is x convolved with g as kernel.
+# **Backwards.** If y = M·x and g = ∂L/∂y, then ∂L/∂x = Mᵀ·g: each pixel collects from every y it had helped to make. Mᵀ
+# spreads each g over a 3 x 3 patch. That is the *transposed convolution*, used on its own to enlarge pictures. For the
+# weights: ∂L/∂w[k, l] = Σ_ij g[i, j]·x[i + k, j + l], which is x convolved with g as kernel.
 
 # %%
 g = rng.normal(size=(4, 4))

@@ -86,7 +86,7 @@ for j, part in enumerate(occlusion.COVERS):
 
 # %%
 figure, axes = plt.subplots(2, 4, figsize=(15, 7.6), layout="constrained")
-image = sample.images[k]
+image, middle = sample.images[k], (len(sample.images[k]) - 1) / 2
 angle = np.linspace(0, 2 * np.pi, 100)
 cos, sin = np.cos(bar.angle), np.sin(bar.angle)
 along, across = bar.length * np.cos(angle), bar.width * np.sin(angle)
@@ -108,7 +108,6 @@ for panel, picture, cmap, title, label, limits in (
     panel.set_title(title)
     figure.colorbar(shown, ax=panel, label=label, shrink=0.85)
 round_one = int(np.flatnonzero((sample.labels == 0) & (z < 0))[0])
-middle = (len(image) - 1) / 2
 for panel, picture, title in (
     (axes[1, 0], explain.cover(image, bar.x, bar.y, bar.length), "disc on the bar"),
     (axes[1, 1], explain.cover(image, side_x, side_y, bar.length), "the same disc beside it"),
@@ -142,8 +141,8 @@ finish(figure, "08_occlusion_and_saliency")
 # %% [markdown]
 # **Exercises**
 #
-# 1. Fill the discs with one grey, ``explain.occlusion(..., fill=0.0)``. What do you see at the disc's rim? *Right if* the
-#    map gets values far from the galaxy as well: a disc of one colour is an object of its own.
+# 1. Fill the discs with one grey, ``explain.occlusion(..., fill=0.0)``. What do you see at the disc's rim? *Right if*
+#    the map gets values far from the galaxy as well: a disc of one colour is an object of its own.
 # 2. Take the network's answer to ``network.build("resnet")``, which has learnt nothing, and draw the gradient map.
 #    *Right if* it too follows the galaxy somewhat: a saliency map alone proves no learning (Adebayo et al. 2018).
 # 3. Hide the *sky* in a corner of every galaxy with the largest disc that touches no light. *Right if* next to nothing

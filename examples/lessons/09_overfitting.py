@@ -24,8 +24,8 @@ from minidl import functional as F
 from minidl.train import fit
 
 # %% [markdown]
-# **Few galaxies, many weights.** The central 32 x 32 pixels of 240 galaxies to learn from, and of 240 others to see what
-# was learnt (the validation part: no weight is changed by it).
+# **Few galaxies, many weights.** The central 32 x 32 pixels of 240 galaxies to learn from, and of 240 others to see
+# what was learnt (the validation part: no weight is changed by it).
 
 # %%
 n = quick(240, 80)
@@ -50,9 +50,9 @@ weights = sum(p.size for p in build(0.0).parameters())
 print(f"{sample.kind} galaxies: {n} to train, {len(x) - n} to validate; {weights:,} weights")
 
 # %% [markdown]
-# **Augmentation by rotation.** A galaxy has no up. Turned or mirrored it is as good a galaxy with the same label, and the
-# network has not seen it. The talk enlarged its sample by copies turned in small steps; here each galaxy comes, each time
-# it is seen, in one of the eight orientations of the square, which need no interpolation.
+# **Augmentation by rotation.** A galaxy has no up. Turned or mirrored it is as good a galaxy with the same label, and
+# the network has not seen it. The talk enlarged its sample by copies turned in small steps; here each galaxy comes,
+# each time it is seen, in one of the eight orientations of the square, which need no interpolation.
 
 
 # %%
@@ -126,7 +126,7 @@ finish(figure, "09_overfitting")
 #
 # 1. Learn from 60 and from 120 galaxies instead of 240 (``galaxies(n, ...)``). *Right if* the curves part the sooner
 #    the fewer there are.
-# 2. Turn by any angle (``network.turn``, before ``normalise``). Is that better than eight orientations? *You see it* in the loss at the diamond; repeat with
-#    three seeds before you believe a difference of .02.
-# 3. Shuffle the training labels. *Right if* the training loss still falls far below ln 2 without turned copies: a network
-#    can learn noise by heart (Zhang et al. 2017), and the loss on others then only rises.
+# 2. Turn by any angle (``network.turn``, before ``normalise``). Is that better than eight orientations? *You see it* in
+#    the loss at the diamond; repeat with three seeds before you believe a difference of .02.
+# 3. Shuffle the training labels. *Right if* the training loss still falls far below ln 2 without turned copies: a
+#    network can learn noise by heart (Zhang et al. 2017), and the loss on others then only rises.

@@ -100,7 +100,7 @@ left.plot(100 * here, 100 * precision_at(here), "k*", ms=13, label="the talk's t
 left.set(xlabel="share of barred galaxies (%)", ylabel="%", xlim=(0.1, 100), ylim=(0, 102))
 left.set_title("One network, other skies")
 left.legend(loc="center right")
-for k, (name, (picked, false)) in enumerate(tools.items()):
+for k, (picked, false) in enumerate(tools.values()):
     right.bar(k, (picked - false) / 1000, color=GREEN)
     right.bar(k, false / 1000, bottom=(picked - false) / 1000, color=ORANGE, hatch="//")
     right.text(k, picked / 1000 + 1, f"precision {100 * (1 - false / picked):.1f} %", ha="center")

@@ -23,8 +23,8 @@ from minidl import functional as F
 from minidl.train import fit, predict
 
 # %% [markdown]
-# **The code** (Gulati et al. 1994, eq. 5): A1 = 1 ... 7 for O B A F G K M, A2 the subclass 0 ... 9.5, A3 = 0 ... 4 for the
-# luminosity classes I (supergiants) to V (dwarfs). One subclass is 100 units, and K9.5 is followed by M0 without a
+# **The code** (Gulati et al. 1994, eq. 5): A1 = 1 ... 7 for O B A F G K M, A2 the subclass 0 ... 9.5, A3 = 0 ... 4 for
+# the luminosity classes I (supergiants) to V (dwarfs). One subclass is 100 units, and K9.5 is followed by M0 without a
 # step: the order of the classes is the order of temperatures, and a number has an order where a label has none.
 
 # %%
@@ -33,8 +33,8 @@ for text in ("B2I", "G2V", "G2I", "G9.5V"):
 print(f"4800   -> {decode(4800)}")
 
 # %% [markdown]
-# **Regression.** One body of 20 tanh neurons, the talk's, with three heads: the code; scores of the seven classes; scores
-# of the five luminosity classes. The last two are there for comparison.
+# **Regression.** One body of 20 tanh neurons, the talk's, with three heads: the code; scores of the seven classes;
+# scores of the five luminosity classes. The last two are there for comparison.
 #
 # Among the spectra are some of *two* stars in one slit, a hot one and a cool one. As in real catalogues, their label
 # names one of the two.
@@ -92,22 +92,20 @@ print(f"class right: {np.mean(from_code == cls[n:]):.0%} read off the code")
 
 # %% [markdown]
 # **It cannot say the luminosity.** From I to V the code moves by 8 units, and the error is many times that. What
-# ``decode`` prints for the luminosity is the last digit of a noisy number. The head of its own reads it from the same 20
-# neurons: the spectrum knows it, the code does not.
+# ``decode`` prints for the luminosity is the last digit of a noisy number. The head of its own reads it from the same
+# 20 neurons: the spectrum knows it, the code does not.
 
 # %%
 by_digit = np.array([LUMINOSITIES.index(decode(c).lum) for c in predicted])
 by_head = out[:, 8:].argmax(1)
 guess = np.bincount(lum[:n]).argmax()
-print(
-    f"luminosity class right: {np.mean(by_digit == lum[n:]):.0%} from the code, {np.mean(by_head == lum[n:]):.0%} from "
-    f"the head, {np.mean(lum[n:] == guess):.0%} by always saying {LUMINOSITIES[guess]}"
-)
+shares = [np.mean(said == lum[n:]) for said in (by_digit, by_head, guess)]
+print("luminosity class right: {:.0%} from the code, {:.0%} from the head, {:.0%} by always saying one".format(*shares))
 
 # %% [markdown]
 # **It cannot say "one of two".** What does it answer to fresh pairs? The label is B in half of the cases and K in the
-# other. The code has room for one number, and the number that errs least on average lies between: a type that is neither
-# star's. The class scores have two peaks.
+# other. The code has room for one number, and the number that errs least on average lies between: a type that is
+# neither star's. The class scores have two peaks.
 
 # %%
 a, b, double = pairs(n, len(flux), 40)
@@ -116,9 +114,7 @@ said = 4500 + 1000 * answers[:, 0]
 p = np.exp(answers[:, 1:8] - answers[:, 1:8].max(1, keepdims=True))
 p /= p.sum(1, keepdims=True)
 between = (said > code[a] + 300) & (said < code[b] - 300)
-print(
-    f"of 40 pairs {between.mean():.0%} get a code more than 3 subclasses from both stars, mostly {decode(np.median(said)).cls}"
-)
+print(f"{between.mean():.0%} of the pairs get a code more than 3 subclasses from both stars")
 print("mean class probabilities: " + "  ".join(f"{c} {value:.2f}" for c, value in zip(CLASSES, p.mean(0), strict=True)))
 
 # %%
@@ -144,9 +140,9 @@ finish(figure, "12_spectral_code")
 # %% [markdown]
 # **Exercises**
 #
-# 1. Multiply A3 by 200 instead of 2. *Right if* the luminosity can now be read off the code, and the class no longer: one
-#    number cannot have two orders.
-# 2. Replace ``huber_loss`` by ``mse_loss``. *You see it* in sigma and in the tails of the histogram: a few wrong labels pull
-#    harder.
-# 3. Let the code be predicted from the class scores, Σ p_c·(1000·A1 + 500). *Right if* its error is larger within a class
-#    and you can name the part of the spectrum's knowledge that was thrown away.
+# 1. Multiply A3 by 200 instead of 2. *Right if* the luminosity can now be read off the code, and the class no longer:
+#    one number cannot have two orders.
+# 2. Replace ``huber_loss`` by ``mse_loss``. *You see it* in sigma and in the tails of the histogram: a few wrong labels
+#    pull harder.
+# 3. Let the code be predicted from the class scores, Σ p_c·(1000·A1 + 500). *Right if* its error is larger within a
+#    class and you can name the part of the spectrum's knowledge that was thrown away.

@@ -20,14 +20,14 @@ import minidl
 from examples.lessons.common import BLUE, GREEN, ORANGE, RED, finish, quick, real_folder
 from examples.particle_picking import data as micrographs
 from examples.particle_picking import formats, network, picking, simulate
-from examples.particle_picking.enhance import WORKING, enhance
+from examples.particle_picking.enhance import enhance
 from minidl import data, models, optim
 from minidl import functional as F
 from minidl.train import fit, predict
 
 # %% [markdown]
-# **Four micrographs**, three to learn from. Each is brightened and shrunk until a particle is 18 pixels wide (``enhance``),
-# and has the centres an expert marked (simulated: those it was made with).
+# **Four micrographs**, three to learn from. Each is brightened and shrunk until a particle is 18 pixels wide
+# (``enhance``), and has the centres an expert marked (simulated: those it was made with).
 
 # %%
 folder = real_folder("micrographs")
@@ -84,8 +84,9 @@ probability[:h, :w] = 1 / (1 + np.exp(logits[0] - logits[1]))
 learnt, classical = picking.find_picks(probability, test), picking.log_picks(test)
 
 # %% [markdown]
-# **Count, then move the threshold.** A pick is a hit if it lies within half a diameter of a marked particle, one to one.
-# Beside the network stands the classical way, a Laplacian of a Gaussian, which finds dark blobs and has learnt nothing.
+# **Count, then move the threshold.** A pick is a hit if it lies within half a diameter of a marked particle, one to
+# one. Beside the network stands the classical way, a Laplacian of a Gaussian, which finds dark blobs and has learnt
+# nothing.
 
 # %%
 radius = diameter / 2
@@ -94,13 +95,12 @@ curves = {
 }
 for name, curve in curves.items():
     k = int(np.argmax(curve.f1))
-    print(
-        f"{name:10} best F1 {curve.f1[k]:.2f} at threshold {curve.thresholds[k]:.2f}: "
-        f"precision {curve.precision[k]:.2f}, recall {curve.recall[k]:.2f}"
-    )
+    where = f"at threshold {curve.thresholds[k]:.2f}: precision {curve.precision[k]:.2f}, recall {curve.recall[k]:.2f}"
+    print(f"{name:10} best F1 {curve.f1[k]:.2f} {where}")
 
 # %% [markdown]
-# (The best threshold is looked up on the test micrograph here, to show the curve. A published number must fix it before.)
+# (The best threshold is looked up on the test micrograph here, to show the curve. A published number must fix it
+# before.)
 
 # %%
 threshold = curves["U-Net"].best()
@@ -116,19 +116,13 @@ for panel, picture, title, cmap, limits in (
     shown = panel.imshow(picture, cmap=cmap, vmin=limits[0], vmax=limits[1])
     panel.set(xlabel="x (pixels)", ylabel="y (pixels)", title=title)
 figure.colorbar(axes[1].images[0], ax=axes[1], label="probability", shrink=0.8)
+hits, false = picks.xy[owner >= 0], picks.xy[owner < 0]
 for xy, colour, mark, name in (
-    (picks.xy[owner >= 0], BLUE, "o", "hit"), (picks.xy[owner < 0], ORANGE, "s", "false"), (truth[missed], RED, "x", "missed"),
-):  # fmt: skip
-    spots = test.to_working(xy)
-    face = colour if mark == "x" else "none"
-    axes[2].scatter(
-        *spots.T,
-        marker=mark,
-        s=60,
-        facecolors=face,
-        edgecolors=None if mark == "x" else colour,
-        label=f"{name} ({len(xy)})",
-    )
+    (hits, BLUE, "o", "hit"),
+    (false, ORANGE, "s", "false"),
+    (truth[missed], RED, "x", "missed"),
+):
+    axes[2].plot(*test.to_working(xy).T, mark, color=colour, ms=7, mfc="none", label=f"{name} ({len(xy)})")
 axes[2].legend(loc="upper right", fontsize="small")
 for (name, curve), colour, style in zip(curves.items(), (BLUE, GREEN), ("-", "--"), strict=True):
     axes[3].plot(curve.recall, curve.precision, color=colour, ls=style, lw=2, label=name)
@@ -141,8 +135,8 @@ finish(figure, "13_segmentation")
 # %% [markdown]
 # **Exercises**
 #
-# 1. Make the discs of the mask as wide as the particle (in ``network``: DISC = 0.5). *You see it* where particles touch:
-#    their masks grow together, one maximum is left for two, and recall falls.
-# 2. Train with one micrograph instead of three (``sample[0] % 1``). *Right if* F1 falls by a few hundredths only: a crop holds
-#    many particles, so three micrographs are not a sample of three.
+# 1. Make the discs of the mask as wide as the particle (in ``network``: DISC = 0.5). *You see it* where particles
+#    touch: their masks grow together, one maximum is left for two, and recall falls.
+# 2. Train with one micrograph instead of three (``sample[0] % 1``). *Right if* F1 falls by a few hundredths only: a
+#    crop holds many particles, so three micrographs are not a sample of three.
 # 3. Judge hits within a quarter of a diameter. *Right if* precision and recall fall together: they share their hits.

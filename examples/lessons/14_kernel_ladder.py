@@ -19,7 +19,6 @@ import numpy as np
 
 import minidl
 from examples.lessons.common import BLUE, ORANGE, SKY, finish, quick
-from minidl import Tensor, no_grad, use_backend
 from minidl import functional as F
 
 # %% [markdown]
@@ -27,12 +26,12 @@ from minidl import functional as F
 # definition is six loops deep; every rung does these multiplications and additions (but for the last, see there).
 
 # %%
-N, C, O, H, K = quick(8, 2), 32, 32, 32, 3
+N, C, M, H, K = quick(8, 2), 32, 32, 32, 3
 OH = H - K + 1
 rng = np.random.default_rng(0)
 x = rng.normal(size=(N, C, H, H)).astype(np.float32)
-w = rng.normal(size=(O, C, K, K)).astype(np.float32)
-work = N * O * C * OH * OH * K * K
+w = rng.normal(size=(M, C, K, K)).astype(np.float32)
+work = N * M * C * OH * OH * K * K
 print(f"{work / 1e6:.0f} million multiply-adds")
 
 # %% [markdown]
@@ -43,26 +42,20 @@ print(f"{work / 1e6:.0f} million multiply-adds")
 # %%
 def python_loops(x, w):
     xs, ws = x[0].tolist(), w[:2].tolist()
-    return [
-        [
-            [
-                sum(ws[o][c][k][m] * xs[c][i + k][j + m] for c in range(C) for k in range(K) for m in range(K))
-                for j in range(OH)
-            ]
-            for i in range(quick(OH, 4))
-        ]
-        for o in range(2)
-    ]
+    rows, places = range(quick(OH, 4)), range(OH)
+    taps = [(c, k, m) for c in range(C) for k in range(K) for m in range(K)]
+    total = lambda o, i, j: sum(ws[o][c][k][m] * xs[c][i + k][j + m] for c, k, m in taps)  # noqa: E731
+    return np.array([[[[total(o, i, j) for j in places] for i in rows] for o in range(2)]])
 
 
 # %% [markdown]
-# **Rung 2: NumPy, shifted pictures.** Nine times: shift the pictures by (k, m), multiply with the weights at (k, m), add.
-# The loops now run in compiled code, but each of the nine passes reads and writes everything: memory is the limit.
+# **Rung 2: NumPy, shifted pictures.** Nine times: shift the pictures by (k, m), multiply with the weights at (k, m),
+# add. The loops now run in compiled code, but each of the nine passes reads and writes everything: memory is the limit.
 
 
 # %%
 def numpy_shifts(x, w):
-    y = np.zeros((N, O, OH, OH), np.float32)
+    y = np.zeros((N, M, OH, OH), np.float32)
     for k in range(K):
         for m in range(K):
             y += np.einsum("oc,nchw->nohw", w[:, :, k, m], x[:, :, k : k + OH, m : m + OH])
@@ -70,44 +63,40 @@ def numpy_shifts(x, w):
 
 
 # %% [markdown]
-# **Rung 3: NumPy, one matrix product** (lesson 6). Lay the 288 pixels under the kernel out as a column, for every place,
-# and multiply with the weights as one matrix. The copy costs memory, nine times the input; but matrix products are what
-# decades went into making fast.
+# **Rung 3: NumPy, one matrix product** (lesson 6). Lay the 288 pixels under the kernel out as a column, for every
+# place, and multiply with the weights as one matrix. The copy costs memory, nine times the input; but matrix products
+# are what decades went into making fast.
 
 
 # %%
 def numpy_product(x, w):
     windows = np.lib.stride_tricks.sliding_window_view(x, (K, K), axis=(2, 3))  # (N, C, OH, OH, K, K), no copy yet
     columns = windows.transpose(0, 2, 3, 1, 4, 5).reshape(N * OH * OH, C * K * K)
-    return (columns @ w.reshape(O, -1).T).reshape(N, OH, OH, O).transpose(0, 3, 1, 2)
+    return (columns @ w.reshape(M, -1).T).reshape(N, OH, OH, M).transpose(0, 3, 1, 2)
 
 
 # %% [markdown]
 # **Rungs 4 to 6: compiled.** Numba turns the plain loops of rung 1 into machine code (read
-# ``minidl/backends/numba_backend.py``: it is the definition, written out) and comes near the matrix product, without its
-# copy. The C++ kernels keep what they use in
-# registers, eight or sixteen numbers an instruction (``csrc/cpu``). For 3 x 3 kernels they may also take Winograd's way,
-# which does the same sum with fewer multiplications; ``minidl.explain_conv`` says what is chosen and why.
+# ``minidl/backends/numba_backend.py``: it is the definition, written out) and comes near the matrix product, without
+# its copy. The C++ kernels keep what they use in registers, eight or sixteen numbers an instruction (``csrc/cpu``). For
+# 3 x 3 kernels they may also take Winograd's way, which does the same sum with fewer multiplications;
+# ``minidl.explain_conv`` says what is chosen and why.
 
 
 # %%
-def backend(name, algorithm="auto"):
-    def run(x, w):
-        with use_backend(name), no_grad():
-            minidl.set_conv_algorithm(algorithm)
-            try:
-                return F.conv2d(Tensor(x), Tensor(w)).numpy()
-            finally:
-                minidl.set_conv_algorithm("auto")
-
-    return run
+def ours(x, w, name, algorithm="auto"):
+    with minidl.use_backend(name), minidl.no_grad():
+        minidl.set_conv_algorithm(algorithm)
+        y = F.conv2d(x, w).numpy()
+        minidl.set_conv_algorithm("auto")
+        return y
 
 
-def seconds(function, least=0.2):
+def seconds(function):
     """The median time of a call, after one that warms up (compiles, fills caches)."""
     function(x, w)
     times = []
-    while sum(times) < quick(1, 0) * least or len(times) < 3:
+    while sum(times) < quick(1, 0) * 0.2 or len(times) < 3:
         start = time.perf_counter()
         function(x, w)
         times.append(time.perf_counter() - start)
@@ -117,27 +106,19 @@ def seconds(function, least=0.2):
 minidl.set_num_threads(1)
 truth = numpy_product(x.astype(np.float64), w.astype(np.float64))
 rungs = [("Python loops", python_loops), ("NumPy, shifts", numpy_shifts), ("NumPy, product", numpy_product)]
-for name, function in (
-    ("Numba", backend("numba")), ("C++, direct", backend("cpp", "direct")), ("C++, its choice", backend("cpp")),
-):  # fmt: skip
+for name, *choice in (("Numba", "numba"), ("C++, direct", "cpp", "direct"), ("C++, its choice", "cpp")):
     try:
-        function(x, w)
-        rungs.append((name, function))
+        ours(x, w, *choice)
+        rungs.append((name, lambda x, w, choice=choice: ours(x, w, *choice)))
     except (ImportError, RuntimeError) as reason:
         print(f"{name}: not here ({reason})")
 
 rates = []
 for name, function in rungs:
-    if function is python_loops:
-        start = time.perf_counter()
-        done = np.array(function(x, w))
-        share = done.size / truth.size
-        rates.append(share * work / (time.perf_counter() - start))
-        error = np.abs(done - truth[0, :2, : done.shape[1]]).max()
-    else:
-        rates.append(work / seconds(function))
-        error = np.abs(function(x, w) - truth).max()
+    y = function(x, w)
+    error = np.abs(y - truth[: len(y), : y.shape[1], : y.shape[2]]).max()
     assert error <= 1e-3, f"{name} is wrong by {error}"
+    rates.append(y.size / truth.size * work / seconds(function))
     gain = f", {rates[-1] / rates[-2]:.1f} times the rung before" if len(rates) > 1 else ""
     print(f"{name:16} {rates[-1] / 1e9:8.4f} billion multiply-adds a second{gain}")
 
@@ -160,9 +141,9 @@ finish(figure, "14_kernel_ladder")
 # %% [markdown]
 # **Exercises**
 #
-# 1. Make the kernel 1 x 1 (K = 1). Which rungs draw level? *You see it*: without windows there is nothing to copy, and the
-#    convolution *is* a matrix product.
-# 2. How much of the time of rung 3 is the copy? Time ``columns`` alone. *Right if* you find that a large part of the rung
-#    is no arithmetic at all: that is what a direct kernel saves.
-# 3. ``minidl.set_num_threads(2)``. *Right if* the result has the same bits (``np.array_equal``), and you can say why a small
-#    layer does not become twice as fast.
+# 1. Make the kernel 1 x 1 (K = 1). Which rungs draw level? *You see it*: without windows there is nothing to copy, and
+#    the convolution *is* a matrix product.
+# 2. How much of the time of rung 3 is the copy? Time ``columns`` alone. *Right if* you find that a large part of the
+#    rung is no arithmetic at all: that is what a direct kernel saves.
+# 3. ``minidl.set_num_threads(2)``. *Right if* the result has the same bits (``np.array_equal``), and you can say why a
+#    small layer does not become twice as fast.

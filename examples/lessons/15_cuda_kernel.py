@@ -2,8 +2,8 @@
 Lesson 15: a kernel for a GPU
 =============================
 
-A GPU runs one small program a million times at once. Here it is written in Python with Numba: first in a simulator, which
-every machine has, then on a GPU where there is one.
+A GPU runs one small program a million times at once. Here it is written in Python with Numba: in a simulator, which
+every machine has, or on a GPU where there is one.
 
 Run it: ``python -m examples.lessons.15_cuda_kernel``
 """
@@ -29,8 +29,8 @@ simulated = bool(config.ENABLE_CUDASIM)
 print("in Numba's simulator" if simulated else f"on {cuda.get_current_device().name.decode()}")
 
 # %% [markdown]
-# **One thread, one pixel.** The kernel is what *one thread* does: find out which pixel is mine, compute it. There are no
-# loops over pixels; the launch makes as many threads as there are pixels, in square blocks of T x T. At the rim some
+# **One thread, one pixel.** The kernel is what *one thread* does: find out which pixel is mine, compute it. There are
+# no loops over pixels; the launch makes as many threads as there are pixels, in square blocks of T x T. At the rim some
 # threads have no pixel, and must leave.
 
 # %%
@@ -53,9 +53,9 @@ def each_for_itself(x, w, y):
 # It is right, and wasteful. Every thread reads 25 pixels from the GPU's main memory, and its neighbour reads nearly the
 # same 25. Main memory is far; arithmetic waits for it.
 #
-# **A block works together.** Threads of a block share a small, fast memory. Together they load the T + K − 1 by T + K − 1
-# pixels that the block needs, each pixel once. Then all must *wait* until every pixel is there: the barrier. Only then they
-# compute, from the fast memory.
+# **A block works together.** Threads of a block share a small, fast memory. Together they load the T + K − 1 by T + K −
+# 1 pixels that the block needs, each pixel once. Then all must *wait* until every pixel is there: the barrier. Only
+# then they compute, from the fast memory.
 
 # %%
 SIDE = T + K - 1
@@ -80,8 +80,8 @@ def block_together(x, w, y):
 
 
 # %% [markdown]
-# **Is it right?** The simulator runs each thread as a Python thread: slow, but you may print and debug inside. The picture
-# is small there, and its size no multiple of T: the rim is where kernels break.
+# **Is it right?** The simulator runs each thread as a Python thread: slow, but you may print and debug inside. The
+# picture is small there, and its size no multiple of T: the rim is where kernels break.
 
 # %%
 size = quick(37, 21) if simulated else 4099
@@ -108,9 +108,9 @@ if not simulated:
         print(f"{name:16} {rate / 1e9:.1f} billion pixels a second")
 
 # %% [markdown]
-# **What the tile saves.** For each pixel of the answer, alone: K² reads from main memory. Together: (T + K − 1)²/T². The
-# larger the block the better, until the fast memory is full. (A GPU's caches hide a part of the waste, so the time gains
-# less than the count: on a GPU this lesson prints both.)
+# **What the tile saves.** For each pixel of the answer, alone: K² reads from main memory. Together: (T + K − 1)²/T².
+# The larger the block the better, until the fast memory is full. (A GPU's caches hide a part of the waste, so the time
+# gains less than the count: on a GPU this lesson prints both.)
 
 # %%
 alone, together = K * K, SIDE * SIDE / (T * T)
@@ -119,21 +119,17 @@ print(f"reads a pixel: {alone} alone, {together:.2f} together, {alone / together
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
 show = 24
 owner = np.add.outer(np.arange(show) // T, np.arange(show) // T) % 2
-left.pcolormesh(
-    np.arange(show + 1), np.arange(show + 1), owner, cmap="cividis", vmin=-1, vmax=2, edgecolor="white", lw=0.2
-)
-left.add_patch(
-    plt.Rectangle((T, T), SIDE, SIDE, fill=False, ec=ORANGE, lw=3, label=f"pixels read by one block: {SIDE} x {SIDE}")
-)
-left.add_patch(plt.Rectangle((T, T), T, T, fill=False, ec="white", lw=3, label=f"pixels it computes: {T} x {T}"))
+places = np.arange(show + 1)
+left.pcolormesh(places, places, owner, cmap="cividis", vmin=-1, vmax=2, edgecolor="white", lw=0.2)
+for side, colour, what in ((SIDE, ORANGE, "pixels read by one block"), (T, "black", "pixels it computes")):
+    left.add_patch(plt.Rectangle((T, T), side, side, fill=False, ec=colour, lw=3, label=f"{what}: {side} x {side}"))
 left.set(xlabel="column (pixels)", ylabel="row (pixels)", xlim=(0, show), ylim=(show, 0), aspect="equal")
 left.set_title("Blocks of threads, and what one needs")
-left.legend(loc="upper left", fontsize="small", facecolor="0.6")
+left.legend(loc="lower left", fontsize="small")
 sides = np.arange(1, 33)
 for width, colour, style in ((3, GREEN, "-"), (5, BLUE, "--"), (11, ORANGE, ":")):
-    right.semilogy(
-        sides, ((sides + width - 1) / sides) ** 2, color=colour, ls=style, lw=2, label=f"kernel {width} x {width}"
-    )
+    reads = ((sides + width - 1) / sides) ** 2
+    right.semilogy(sides, reads, color=colour, ls=style, lw=2, label=f"kernel {width} x {width}")
     right.plot(1, width**2, "o", color=colour)
 right.set(xlabel="side of a block, T (threads)", ylabel="reads from main memory a pixel", xlim=(0, 33), ylim=(0.9, 200))
 right.set_title("Together (dots: each for itself)")
@@ -143,9 +139,9 @@ finish(figure, "15_cuda_kernel")
 # %% [markdown]
 # **Exercises**
 #
-# 1. Take ``cuda.syncthreads()`` out. *You see it* in the error, perhaps: in the simulator threads take turns, so run it several
-#    times. A missing barrier may pass on one machine and fail on the next; that makes it the worst of bugs.
-# 2. Let each thread compute two pixels, one below the other. *Right if* the result is the same and the reads a pixel fall to
-#    (2T + K − 1)(T + K − 1)/(2T²).
-# 3. Write the gradient in x: each thread *collects* for one pixel of x (lesson 6). Why not let each pixel of g spread its share?
-#    *Right if* you can say what happens when two threads add to one place at the same time.
+# 1. Take ``cuda.syncthreads()`` out. *You see it* in the error, perhaps: in the simulator threads take turns, so run it
+#    several times. A missing barrier may pass on one machine and fail on the next; that makes it the worst of bugs.
+# 2. Let each thread compute two pixels, one below the other. *Right if* the result is the same and the reads a pixel
+#    fall to (2T + K − 1)(T + K − 1)/(2T²).
+# 3. Write the gradient in x: each thread *collects* for one pixel of x (lesson 6). Why not let each pixel of g spread
+#    its share? *Right if* you can say what happens when two threads add to one place at the same time.

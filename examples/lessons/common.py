@@ -19,6 +19,7 @@ from examples.stellar_spectra.codes import SpectralType
 from examples.stellar_spectra.data import load as load_spectra
 from examples.stellar_spectra.preprocess import Spectrum, prepare
 from minidl import Tensor, no_grad
+from minidl.checkpoint import atomic_write
 
 __all__ = ["BLUE", "GREEN", "ORANGE", "PURPLE", "RED", "SKY"]
 
@@ -77,6 +78,12 @@ def observed(star: simulate_spectra.Star, rng: np.random.Generator, signal_to_no
 def finish(figure: Any, name: str) -> None:
     """Write the figure as runs/lessons/NAME.png below the working folder; a notebook shows it besides."""
     print(f"picture: {save(figure, Path('runs/lessons') / f'{name}.png')}")
+
+
+def keep_svg(drawing: str, name: str) -> None:
+    """Write a drawing as runs/lessons/NAME.svg."""
+    with atomic_write(Path("runs/lessons") / f"{name}.svg") as part:
+        part.write_text(drawing, encoding="utf-8")
 
 
 def decision_boundary(axes: Any, model: Any, x: np.ndarray, labels: np.ndarray, title: str) -> None:
