@@ -37,7 +37,7 @@ PROMISES = {  # what a lesson must print, at the small size too
     "08_occlusion_and_saliency": r"disc over 100% of the bar: [4-9]\d\.\d .* beside the bar [0-2]?\d\.\d",
     "09_overfitting": r"nothing       last epoch: loss 0\.\d\d in training",
     "10_precision_and_recall": r"TP 1100  FN 57  FP 173  TN 2568",
-    "11_autoencoder": r"Hα in emission .* (9\d|100)% by the largest error",
+    "11_autoencoder": r"shifted by 40 Å .* (9\d|100)% by the largest error",
     "12_spectral_code": r"B2I    -> 2201.5",
     "13_segmentation": r"U-Net      best F1 0\.[89]",
     "14_kernel_ladder": r"NumPy, product .* times the rung before",
@@ -75,9 +75,11 @@ def describe(figure: Any) -> list[dict[str, Any]]:
 
 def is_drawn(figure: Any) -> bool:
     """Whether there are at least two colours inside every axes."""
-    figure.set_layout_engine("none")
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3]
     boxes = [axes.get_window_extent().extents.round().astype(int) for axes in figure.axes]
     return all(np.ptp(pixels[y0 + 3 : y1 - 3, x0 + 3 : x1 - 3], axis=(0, 1)).any() for x0, y0, x1, y1 in boxes)
 

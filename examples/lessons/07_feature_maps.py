@@ -105,7 +105,7 @@ finish(figure, "07_feature_maps")
 #
 # 1. Turn the barred galaxy by 90° (``np.rot90``) before the network sees it. Do the maps turn with it? *You see it*:
 #    early maps nearly, but a map that likes one direction goes dark. So prediction averages over turned views.
-# 2. Shuffle ``z`` before the correlations. *Right if* the best of block 3 still reaches 0.2 or more where it was
-#    chosen, and nothing on the others: that is the luck of the best of 96.
+# 2. Shuffle ``z`` before the correlations. *Right if* the best maps still reach about 0.2 where they were chosen, and
+#    nothing on the others: that is the luck of the best of many.
 # 3. Take a network that has learnt nothing, ``network.build("resnet")``. *Right if* its maps look like blurred edges of
 #    the galaxy in every layer.

@@ -39,7 +39,7 @@ print(f"{kind} spectra: {n} to learn from, {len(fresh)} fresh ones")
 def learn(network, loss, batches, epochs, lr=3e-3):
     optimizer = optim.Adam(network.parameters(), lr=lr)
     schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    measure = lambda network, batch: loss(network(Tensor(batch[0])), batch[1])  # noqa: E731
+    measure = lambda net, batch: loss(net(Tensor(batch[0])), batch[1])  # noqa: E731
     fit(network, measure, optimizer, batches, epochs=epochs, scheduler=schedule, progress=False)
 
 
@@ -128,8 +128,7 @@ for k, (panel, given, title) in enumerate(((axes[0], fresh, "Compressed to 8 num
     panel.set(xlabel="wavelength (Å)", ylabel="flux (1 at 5550 Å)", xlim=(3900, 6800), ylim=(0, None))
     panel.set_title(f"{title}: {types[n + k]}")
     panel.legend()
-bins = np.logspace(-1, 1.5, 30)
-axes[2].hist(scores.pop("usual"), bins, color="0.75", label="usual")
+axes[2].hist(scores.pop("usual"), bins := np.logspace(-1, 1.5, 30), color="0.75", label="usual")
 for (name, values), colour, style in zip(scores.items(), (RED, BLUE, GREEN), ("-", "--", ":"), strict=True):
     axes[2].hist(values, bins, histtype="step", color=colour, ls=style, lw=2, label=name)
 axes[2].axvline(limits[largest], color="black", lw=1)
@@ -146,6 +145,5 @@ finish(figure, "11_autoencoder")
 # **Exercises**
 #
 # 1. How short may the code be? *You see it* in the rms error of codes of 1, 2, 4 and 16: it falls fast, then slowly.
-# 2. Freeze the encoder while the classifier learns (``network[0].requires_grad_(False)``). *Right if* 20 labels fare
-#    about as before and 150 labels fare worse: fine-tuning needs labels to pay for it.
-# 3. Plant the outliers in the training part. *Right if* their error falls: what is rare counts as odd, not what is wrong.
+# 2. Freeze the encoder (``network[0].requires_grad_(False)``). *Right if* the pre-trained one is now clearly ahead.
+# 3. Plant the outliers in the training part. *Right if* their error falls: rare is odd, wrong is not.
