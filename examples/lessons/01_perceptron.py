@@ -12,7 +12,7 @@ Run it: ``python -m examples.lessons.01_perceptron``
 # %%
 import sys
 
-sys.path += [".", "../.."]  # from here `examples` is found, wherever this file is opened
+sys.path += [".", "../.."]  # `examples` is found from the root of the repository and from this folder
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -13,7 +13,7 @@ from __future__ import annotations  # @op reads the word `Array` in the signatur
 
 import sys
 
-sys.path += [".", "../.."]  # from here `examples` is found, wherever this file is opened
+sys.path += [".", "../.."]  # `examples` is found from the root of the repository and from this folder
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -11,7 +11,7 @@ Run it: ``python -m examples.lessons.07_feature_maps``
 # %%
 import sys
 
-sys.path += [".", "../.."]  # from here `examples` is found, wherever this file is opened
+sys.path += [".", "../.."]  # `examples` is found from the root of the repository and from this folder
 
 from pathlib import Path
 

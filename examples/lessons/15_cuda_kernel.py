@@ -11,19 +11,20 @@ Run it: ``python -m examples.lessons.15_cuda_kernel``
 # %%
 import sys
 
-sys.path += [".", "../.."]  # from here `examples` is found, wherever this file is opened
+sys.path += [".", "../.."]  # `examples` is found from the root of the repository and from this folder
 
 import os
 import time
 
-if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg")):
-    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")  # must be set before Numba is imported
-
 import matplotlib.pyplot as plt
 import numpy as np
-from numba import config, cuda, float32
 
-from examples.lessons.common import BLUE, GREEN, ORANGE, finish, quick
+from examples.lessons.common import BLUE, GREEN, ORANGE, finish, need, quick
+
+need("numba")
+if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg")):
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")  # must be set before Numba is imported
+from numba import config, cuda, float32  # noqa: E402
 
 simulated = bool(config.ENABLE_CUDASIM)
 print("in Numba's simulator" if simulated else f"on {cuda.get_current_device().name.decode()}")

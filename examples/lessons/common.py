@@ -5,7 +5,9 @@ MINIDL_QUICK=1 runs every lesson at a smaller size, as the tests do; the numbers
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,12 @@ __all__ = ["BLUE", "GREEN", "ORANGE", "PURPLE", "RED", "SKY"]
 def quick(full: int, small: int) -> int:
     """The full size of something, or the small one where MINIDL_QUICK is set."""
     return small if os.environ.get("MINIDL_QUICK") else full
+
+
+def need(package: str) -> None:
+    """End in one line if a package is not installed; it is one of minidl's extras of the same name."""
+    if importlib.util.find_spec(package) is None:
+        sys.exit(f'this lesson needs {package}: pip install "minidl[{package}]"')
 
 
 def real_folder(name: str) -> Path | None:
