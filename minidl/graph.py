@@ -216,14 +216,18 @@ def _columns(rows: list[list[Any]], edges: list[tuple[Any, Any]], width: Mapping
         above.setdefault(lower, []).append(upper)
     x = {item: float(k) for row in rows for k, item in enumerate(row)}
     half = {item: width.get(item, 8.0) / 2 + 9 for item in x}
+    weight = {item: 1.0 if item in above else 0.1 for item in x}  # a leaf follows its op, not the op its leaves
     for sweep in range(12):
         near, order = (above, rows) if sweep % 2 == 0 else (below, rows[::-1])
         for row in order:
-            wanted = {item: float(np.mean([x[other] for other in near.get(item, [item])])) for item in row}
+            wanted = {}
+            for item in row:
+                others = near.get(item, [item])
+                wanted[item] = float(np.average([x[o] for o in others], weights=[weight[o] for o in others]))
             row.sort(key=lambda item: wanted[item])
             for left, item in zip([None, *row], row, strict=False):
                 x[item] = wanted[item] if left is None else max(wanted[item], x[left] + half[left] + half[item])
-            shift = float(np.mean([x[item] - wanted[item] for item in row]))
+            shift = float(np.average([x[item] - wanted[item] for item in row], weights=[weight[item] for item in row]))
             for item in row:
                 x[item] -= shift
     least = min(x[item] - half[item] for item in x)

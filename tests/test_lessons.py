@@ -13,6 +13,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from examples.lessons import common
 from minidl import get_num_threads, set_num_threads
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +115,17 @@ def test_cuda_lesson_runs_in_the_simulator(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     printed, found = json.loads(done.stdout)
     check(lesson, printed, found, tmp_path)
+
+
+@pytest.mark.data
+def test_lessons_use_the_real_data(real_data: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {real_data(name).parent for name in ("galaxies", "spectra", "micrographs")}
+    monkeypatch.setenv("MINIDL_DATA", str(folders.pop()))
+    sample = common.galaxies(40, seed=1)
+    assert sample.kind == "real" and sample.labels.sum() == 20 and sample.images.shape == (40, 64, 64, 3)
+    flux, types, kind = common.spectra(60, seed=1)
+    assert kind == "MILES" and flux.shape == (60, 580) and np.isfinite(flux).all()
+    assert all(t.lum and t.sub is not None for t in types) and len({t.cls for t in types}) > 4
 
 
 def check(lesson: Path, printed: str, found: list[dict[str, Any]], folder: Path) -> None:

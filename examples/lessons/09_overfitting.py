@@ -103,6 +103,9 @@ for name, history in runs.items():
 #   and the network has time to find what is general.
 # * *Turned copies* bring knowledge from outside: that direction means nothing.
 #
+# (To watch a training while it runs: ``fit(..., callback=minidl.live.LivePlot(model))`` draws its losses and the norm
+# of its gradient after every epoch.)
+#
 # Do not rank remedies by a per cent: a share p of wrong answers among 240 is known to √(p(1 − p)/240), about 3 %.
 
 # %%

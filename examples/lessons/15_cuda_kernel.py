@@ -27,7 +27,7 @@ if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/dxg")):
 from numba import config, cuda, float32  # noqa: E402
 
 simulated = bool(config.ENABLE_CUDASIM)
-print("in Numba's simulator" if simulated else f"on {cuda.get_current_device().name.decode()}")
+print("in Numba's simulator" if simulated else f"on {cuda.get_current_device().name}")
 
 # %% [markdown]
 # **One thread, one pixel.** The kernel is what *one thread* does: find out which pixel is mine, compute it. There are
