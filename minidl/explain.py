@@ -77,7 +77,7 @@ def saliency(model: Module, x: Any, unit: Unit = None, *, method: str = "gradien
         _answer(y, unit).sum().backward()
     a = last[0]
     weights = _gradient(a).mean(tuple(range(2, a.ndim)), keepdims=True)
-    return np.maximum((weights * a.data).sum(1), 0)
+    return np.maximum((weights * a.detach().numpy()).sum(1), 0)
 
 
 def occlusion(
@@ -222,7 +222,7 @@ def _answer(y: Tensor, unit: Unit) -> Tensor:
     count = scores.shape[1]
     if unit is not None and not 0 <= unit < count:
         raise ValueError(f"unit {unit}: the outputs are 0 ... {count - 1}")
-    return scores[np.arange(len(y)), scores.data.argmax(1) if unit is None else unit]  # type: ignore[no-any-return]
+    return scores[np.arange(len(y)), scores.detach().numpy().argmax(1) if unit is None else unit]  # type: ignore[no-any-return]
 
 
 def _scores(model: Module, x: Array, unit: Unit, batch_size: int = 64) -> Array:
@@ -235,8 +235,7 @@ def _scores(model: Module, x: Array, unit: Unit, batch_size: int = 64) -> Array:
 
 
 def _gradient(x: Tensor) -> Array:
-    assert x.grad is not None
-    return np.asarray(x.grad)
+    return Tensor(x.grad).numpy()
 
 
 def _hide(pixels: Array, centre: tuple[float, ...], radius: float, fill: float | None) -> Array:

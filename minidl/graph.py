@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .backends import get_backend
 from .nn import Module, evaluating
 from .tensor import Tensor, _pass_on, no_grad
 
@@ -94,7 +95,7 @@ def gradient_norms(tensor: Tensor) -> dict[int, float]:
 
     The same walk as `Tensor.backward`, which keeps the gradients of leaves only.
     """
-    pending: dict[int, Any] = {tensor.birth: np.ones(tensor.shape, tensor.dtype)}
+    pending: dict[int, Any] = {tensor.birth: get_backend().xp.ones(tensor.shape, tensor.dtype)}
     norms = {}
     for node in reversed(tensor._ancestors()):
         g = pending.pop(node.birth)
