@@ -3,7 +3,7 @@
 Start reading at tensor.py. `import minidl` needs NumPy only; everything optional is imported when it is used.
 """
 
-from . import checkpoint, data, functional, init, metrics, models, nn, optim, train
+from . import checkpoint, data, explain, functional, init, metrics, models, nn, optim, train
 from .backends import (
     explain_conv,
     get_num_threads,
@@ -13,14 +13,14 @@ from .backends import (
     use_backend,
 )
 from .functional import concatenate, stack, where
-from .graph import summary, to_dot
+from .graph import draw, summary, to_dot
 from .init import default_rng, manual_seed
 from .tensor import Tensor, detect_anomaly, enable_grad, from_dlpack, is_grad_enabled, no_grad
 
 __all__ = [
-    "Tensor", "checkpoint", "concatenate", "data", "default_rng", "detect_anomaly", "enable_grad", "explain_conv",
-    "from_dlpack", "functional", "get_num_threads", "init", "is_grad_enabled", "manual_seed", "metrics", "models", "nn",
-    "no_grad", "optim", "set_conv_algorithm", "set_num_threads", "show_backends", "stack", "summary", "to_dot", "train",
-    "use_backend", "where",
+    "Tensor", "checkpoint", "concatenate", "data", "default_rng", "detect_anomaly", "draw", "enable_grad", "explain",
+    "explain_conv", "from_dlpack", "functional", "get_num_threads", "init", "is_grad_enabled", "manual_seed", "metrics",
+    "models", "nn", "no_grad", "optim", "set_conv_algorithm", "set_num_threads", "show_backends", "stack", "summary",
+    "to_dot", "train", "use_backend", "where",
 ]  # fmt: skip
 __version__ = "0.1.0"

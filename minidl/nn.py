@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -197,6 +198,18 @@ class Module:
     def __repr__(self) -> str:
         inside = "".join(f"\n({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children())
         return f"{type(self).__name__}({self.extra_repr()}{inside}" + ("\n)" if inside else ")")
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 # === containers ======================================================================================================

@@ -10,8 +10,7 @@ import glob
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from . import checkpoint as checkpoints
 from .init import default_rng
 from .lr_scheduler import LRScheduler, ReduceLROnPlateau
-from .nn import Module
+from .nn import Module, evaluating
 from .optim import Optimizer, clip_grad_norm_
 from .tensor import Tensor, no_grad
 
@@ -64,6 +63,7 @@ def fit(
     meta: Mapping[str, Any] | None = None,
     progress: bool = True,
     stop: Callable[[History], bool] | None = None,
+    callback: Callable[[History], object] | None = None,
 ) -> History:
     """Train `model` until it has seen `epochs` epochs; returns the history. The model is left in eval mode.
 
@@ -71,6 +71,7 @@ def fit(
     `val_loader` (columns "val_loss", "val_<metric>"), step the `scheduler`. An epoch is the best so far if its column
     `monitor` is the lowest (mode "min") or highest ("max"). With `keep_best` the model ends with the weights of the
     best epoch. Training stops early after `patience` epochs without a better one, or when `stop(history)` is true.
+    `callback(history)` is called after every epoch, for instance a `live.LivePlot`.
     Without `val_loader` nothing is monitored, unless monitor="loss": the last weights stay.
 
     `checkpoint` names a file written after every epoch, replacing what was there. Its model arrays are those `fit`
@@ -125,6 +126,8 @@ def fit(
             _save(checkpoint, model, optimizer, scheduler, loaders, history, best, meta)
         if progress:
             print(_line(row, epochs, history.best_epoch == epoch), file=sys.stderr, flush=True)
+        if callback is not None:
+            callback(history)
 
     if best is not None:
         model.load_state_dict(best)
@@ -141,7 +144,7 @@ def evaluate(
     """
     measures: dict[str, Callable[[Module, Any], Any]] = {"loss": loss_fn, **(metrics or {})}
     sums, count = dict.fromkeys(measures, 0.0), 0
-    with _evaluating(model):
+    with evaluating(model), no_grad():
         for batch in loader:
             size = len(batch[0])
             count += size
@@ -160,7 +163,7 @@ def predict(model: Module, inputs: Array | Tensor | Batches, *, batch_size: int 
     if hasattr(inputs, "dtype"):  # an array of any library, or a tensor
         array: Any = inputs.data if isinstance(inputs, Tensor) else inputs
         inputs = ((array[i : i + batch_size],) for i in range(0, len(array), batch_size))
-    with _evaluating(model):
+    with evaluating(model), no_grad():
         outputs = [model(Tensor(batch[0])).numpy() for batch in inputs]
     if not outputs:
         raise ValueError("nothing to predict: there are no inputs")
@@ -219,19 +222,6 @@ def _stops_early(history: History, patience: int | None, stop: Callable[[History
 def _line(row: Mapping[str, float], epochs: int, is_best: bool) -> str:
     values = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("epoch", "seconds"))
     return f"epoch {row['epoch']:3.0f}/{epochs}  {values}  {row['seconds']:.1f} s{'  best' if is_best else ''}"
-
-
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    """Eval mode, no gradients; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _generators(model: Module) -> dict[str, np.random.Generator]:

@@ -20,6 +20,7 @@ FLOORS = [
     {
         "minidl.models",
         "minidl.graph",
+        "minidl.explain",
         "minidl.testing",
         "minidl.optim",
         "minidl.lr_scheduler",
@@ -28,6 +29,7 @@ FLOORS = [
     },
     {"minidl.checkpoint"},
     {"minidl.train"},
+    {"minidl.live"},
 ]
 OPTIONAL = {
     "numba",

@@ -16,7 +16,7 @@ from examples.common import run_command
 from examples.galaxy_bars import data, evaluate, figures, network, occlusion, saliency, simulate
 from examples.galaxy_bars.__main__ import WEIGHTS, main
 from examples.galaxy_bars.data import Galaxies
-from minidl import Tensor, nn
+from minidl import Tensor, explain, nn
 
 ROWS, COLUMNS = np.indices((64, 64)) - 31.5
 
@@ -68,13 +68,13 @@ def test_cover_is_harmonic() -> None:
     ramp = np.clip(128 + 1.5 * COLUMNS - 1.0 * ROWS, 0, 255)[..., None].repeat(3, 2).astype(np.uint8)
     for x, y, radius in ((31.5, 31.5, 12.0), (20.0, 40.0, 7.0)):
         hidden = occlusion.cover(ramp, x, y, radius)
-        inside = occlusion.distances(64, x, y) <= radius
+        inside = explain.distances((64, 64), x, y) <= radius
         assert np.array_equal(hidden[~inside], ramp[~inside])
         assert np.abs(hidden[inside].astype(int) - ramp[inside]).max() < 4  # a plane is its own harmonic function
     image = painted()
     hidden = occlusion.cover(image, 31.5, 31.5, 16)
-    ring = (occlusion.distances(64, 31.5, 31.5) > 16) & (occlusion.distances(64, 31.5, 31.5) < 18)
-    inside = occlusion.distances(64, 31.5, 31.5) <= 16
+    ring = (explain.distances((64, 64), 31.5, 31.5) > 16) & (explain.distances((64, 64), 31.5, 31.5) < 18)
+    inside = explain.distances((64, 64), 31.5, 31.5) <= 16
     assert hidden[inside].max() <= image[ring].max() < image[inside].max()  # the bar is gone; extremes lie on the rim
     assert np.ptp(occlusion.cover(image, 31.5, 31.5, 99)) <= np.ptp(image)
 
@@ -89,7 +89,7 @@ def test_disc_beside_misses_the_bar() -> None:
             assert abs(along) < 1e-9 and abs(abs(away) - radius - 4) < 1e-9
             rows, columns = np.mgrid[-64:128, -64:128]
             pixels = (np.hypot(columns - cx, rows - cy) <= radius).sum()
-            kept = (occlusion.distances(64, cx, cy) <= radius).sum()
+            kept = (explain.distances((64, 64), cx, cy) <= radius).sum()
             assert kept == pixels if whole else kept <= pixels
     low = occlusion.Bar(31.5, 44.0, 16.0, 4.0, 0.0)  # only above it is there room
     assert occlusion.beside(low, 16.0, 64)[1:] == (pytest.approx(24), True)
@@ -172,7 +172,7 @@ def test_maps_turn_with_the_picture(name: str) -> None:
     image = simulate.pictures(2, seed=9)[0][:1]
     for function in (saliency.gradient, saliency.grad_cam):
         here = function(model, image)
-        assert here.ndim == 3 and np.all(here >= 0) and here.max() > 0 and here.shape[1] >= saliency.SMALLEST
+        assert here.ndim == 3 and np.all(here >= 0) and here.max() > 0 and here.shape[1] >= explain.SMALLEST
         for change in (lambda x: np.rot90(x, 1, axes=(1, 2)), lambda x: x[:, ::-1], lambda x: x.swapaxes(1, 2)):
             there = function(model, np.ascontiguousarray(change(image)))
             assert np.allclose(there, change(here), rtol=1e-3, atol=1e-4 * here.max())
@@ -203,6 +203,9 @@ def test_grad_cam_weighs_maps_by_their_gradient() -> None:
             self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
             self.features[0].weight.data[...] = np.array([[1, 0, 0], [0, 1, 0]], np.float32)[..., None, None]
             self.classifier[2].weight.data[...] = [[0, 3], [2, 0]]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.classifier(self.features(x))
 
     image = np.zeros((1, 64, 64, 3), np.uint8)
     image[0, 10:20, 10:20, 0] = 255

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import minidl
 from examples.common import InputError
 from examples.galaxy_bars.data import CLASSES, FIELD, SIZE, Galaxies, subsets
-from minidl import Tensor, checkpoint, models, nn, no_grad, optim
+from minidl import Tensor, checkpoint, explain, models, nn, no_grad, optim
 from minidl import functional as F
 from minidl.data import DataLoader, TensorDataset
 from minidl.train import fit
@@ -257,17 +257,14 @@ def temperature(z: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
 
 def feature_maps(model: nn.Module, images: NDArray[np.uint8]) -> list[tuple[str, NDArray[np.float32]]]:
     """Maps after every ReLU, residual block and pooling of the network: (name, (n, channels, h, w)) each."""
-    model.eval()
     kinds = {nn.ReLU: "convolution", models.Residual: "residual block", nn.MaxPool2d: "pooling"}
     maps: list[tuple[str, NDArray[np.float32]]] = []
     count = dict.fromkeys(kinds, 0)
-    x = Tensor(normalise(images))
-    with no_grad():
-        for layer in model.features:
-            x = layer(x)
-            if (kind := type(layer)) in kinds:
-                count[kind] += 1
-                maps.append((f"{kinds[kind]} {count[kind]}", x.numpy().copy()))
+    found = explain.feature_maps(model.features, normalise(images))
+    for name, layer in model.features.named_children():
+        if (kind := type(layer)) in kinds:
+            count[kind] += 1
+            maps.append((f"{kinds[kind]} {count[kind]}", found[name]))
     return maps
 
 

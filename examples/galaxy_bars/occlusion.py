@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.galaxy_bars.data import SIZE, Galaxies
+from minidl import explain
+from minidl.explain import cover
 
 Bytes = NDArray[np.uint8]
 LogOdds = Callable[[Bytes], NDArray[np.float64]]  # pictures (n, size, size, 3) -> ln(p/(1 - p)) of a bar (n,)
@@ -88,32 +90,6 @@ def isophotes(image: Bytes) -> list[Bar]:
     return found
 
 
-def cover(image: Bytes, x: float, y: float, radius: float) -> Bytes:
-    """Hide a disc under the harmonic (ripple-free) continuation of the colours around it.  (size, size, 3)
-
-    Poisson's integral for the disc: each hidden pixel is the mean of the ring around the disc, a 40th of the picture
-    wide, weighted by 1/distance². A disc of one colour would look like the lens or ring of a galaxy.
-    """
-    distance = distances(len(image), x, y)
-    inside, ring = distance <= radius, (distance > radius) & (distance <= radius + len(image) / 40)
-    if not ring.any():  # the disc covers the picture
-        ring = distance >= distance.max()
-    rim_rows, rim_columns = np.nonzero(ring)
-    hidden = image.copy()
-    for row in np.flatnonzero(inside.any(1)):
-        columns = np.flatnonzero(inside[row])
-        squares = (rim_rows - row) ** 2 + (rim_columns - columns[:, None]) ** 2
-        weights = 1 / np.maximum(squares, 1)
-        hidden[row, columns] = np.rint(weights @ image[ring] / weights.sum(1, keepdims=True))
-    return hidden
-
-
-def distances(size: int, x: float, y: float) -> NDArray[np.float64]:
-    """Distance of each pixel from a point.   -> (size, size)"""
-    rows, columns = np.indices((size, size))
-    return np.hypot(columns - x, rows - y)
-
-
 def beside(bar: Bar, radius: float, size: int) -> tuple[float, float, bool]:
     """Centre (x, y) of the same disc off the bar, and whether the picture holds all of it.
 
@@ -170,10 +146,9 @@ def hide_bars(log_odds: LogOdds, galaxies: Galaxies, before: NDArray[np.float64]
 
 def occlusion_map(log_odds: LogOdds, image: Bytes, radius: float = 1 / 12, steps: int = 12) -> NDArray[np.float64]:
     """By how much a small disc at each place lowers the log odds of a bar.  (size, size, 3) -> (steps, steps)"""
-    size = len(image)
-    centres = (np.arange(steps) + 0.5) * size / steps - 0.5
-    hidden = [cover(image, x, y, radius * size) for y in centres for x in centres]
-    return (log_odds(image[None]) - log_odds(np.stack(hidden))).reshape(steps, steps)
+    channels_first = np.moveaxis(image, -1, 0)[None]
+    options = {"radius": radius * len(image), "steps": steps}
+    return explain.occlusion(lambda x: log_odds(np.moveaxis(x, 1, -1)), channels_first, **options)[0]
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
