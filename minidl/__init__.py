@@ -3,7 +3,7 @@
 Start reading at tensor.py. `import minidl` needs NumPy only; everything optional is imported when it is used.
 """
 
-from . import checkpoint, data, functional, init, metrics, models, nn, optim, train
+from . import checkpoint, data, functional, init, metrics, models, nn, onnx, optim, train
 from .backends import (
     explain_conv,
     get_num_threads,
@@ -20,6 +20,7 @@ from .tensor import Tensor, detect_anomaly, enable_grad, is_grad_enabled, no_gra
 __all__ = [
     "Tensor", "checkpoint", "concatenate", "data", "default_rng", "detect_anomaly", "enable_grad", "explain_conv",
     "functional", "get_num_threads", "init", "is_grad_enabled", "manual_seed", "metrics", "models", "nn", "no_grad",
+    "onnx",
     "optim", "set_conv_algorithm", "set_num_threads", "show_backends", "stack", "summary", "to_dot", "train",
     "use_backend", "where",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ _NUMPY_NAMES = (("axis", "dim"), ("keepdims", "keepdim"))
 _births = itertools.count()
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _anomaly: ContextVar[bool] = ContextVar("anomaly", default=False)
+_watcher: ContextVar[Callable[..., None] | None] = ContextVar("watcher", default=None)
 
 
 def _method(name: str, swap: bool = False) -> Callable[..., Any]:
@@ -382,6 +383,11 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
         out.op = name if parents else ""
         if _anomaly.get():
             _check_value(name, backend.xp, arrays, value)
+        if (watcher := _watcher.get()) is not None:
+            bound = call.__signature__.bind(*args, **options)  # type: ignore[attr-defined]
+            bound.apply_defaults()
+            rest = {key: value for key, value in bound.arguments.items() if key not in names}
+            watcher(name, inputs if variadic else tuple(bound.arguments[key] for key in names), rest, out)
         return out
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -410,9 +416,9 @@ def _check_value(name: str, xp: Any, arrays: list[Any], value: Array) -> None:
 class _Switch(ContextDecorator):
     """Set a context variable for a `with` block or a decorated function; nests, and each thread has its own."""
 
-    def __init__(self, variable: ContextVar[bool], value: bool) -> None:
+    def __init__(self, variable: ContextVar[Any], value: Any) -> None:
         self._variable, self._value = variable, value
-        self._before: list[bool] = []
+        self._before: list[Any] = []
 
     def __enter__(self) -> None:
         self._before.append(self._variable.get())
@@ -443,6 +449,11 @@ def is_grad_enabled() -> bool:
 def detect_anomaly() -> _Switch:
     """In `with detect_anomaly():` the first NaN or Inf, forward or backward, is a FloatingPointError naming its op."""
     return _Switch(_anomaly, True)
+
+
+def trace(watcher: Callable[[str, tuple[Any, ...], dict[str, Any], Tensor], None]) -> _Switch:
+    """In `with trace(watcher):` each op calls watcher(name, inputs, options, result), as `minidl.onnx` does."""
+    return _Switch(_watcher, watcher)
 
 
 from . import functional as F  # noqa: E402  (functional.py needs Tensor and op; the methods above need functional.py)

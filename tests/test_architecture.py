@@ -27,7 +27,7 @@ FLOORS = [
         "minidl.data",
     },
     {"minidl.checkpoint"},
-    {"minidl.train"},
+    {"minidl.train", "minidl.onnx"},
 ]
 OPTIONAL = {
     "numba",
@@ -40,6 +40,7 @@ OPTIONAL = {
     "mrcfile",
     "PIL",
     "torch",
+    "onnx",
     "pybind11",
 }
 SOURCES = sorted((ROOT / "minidl").rglob("*.py"))
