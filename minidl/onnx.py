@@ -14,7 +14,7 @@ import numpy as np
 from .backends.numpy_backend import Windows
 from .checkpoint import StrPath, atomic_write
 from .nn import Module
-from .tensor import Tensor, no_grad, trace
+from .tensor import Tensor, enable_grad, trace
 
 OPSET, IR = 18, 8  # of 2022: what every reader of today knows
 ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh"}
@@ -71,13 +71,13 @@ class Call(NamedTuple):
 
 
 def _run(model: Module, shape: tuple[Any, ...], seed: int) -> tuple[Tensor, list[Call], Tensor]:
-    """Run the model on random numbers: input, all calls of ops, output."""
+    """Run the model on random numbers: input, all calls of ops, output. As if to learn, so that layers stay apart."""
     dtype = next((p.dtype for p in model.parameters()), np.dtype(np.float32))
     x = Tensor(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
     calls: list[Call] = []
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with no_grad(), trace(lambda *call: calls.append(Call(*call))):
+        with enable_grad(), trace(lambda *call: calls.append(Call(*call))):
             y = model.eval()(x)
     finally:
         for module, mode in modes:

@@ -20,13 +20,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 
 from .backends import get_backend
 
-Array: TypeAlias = Any  # an ndarray of the active backend: NumPy's, or another library's with the same methods
+# An ndarray of the active backend: NumPy's, or another library's with the same methods; `op` knows it from other types.
+Array: TypeAlias = Annotated[Any, "Array"]
 Vjp: TypeAlias = Callable[[Array], Array]  # vector-Jacobian product: ∂L/∂(output) -> ∂L/∂(one input)
 
 FLOAT64 = np.dtype(np.float64)  # two dtypes compare faster than a dtype and a type
@@ -346,7 +347,7 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
     """
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[1:]
-    names = [p.name for p in parameters if str(p.annotation).startswith("Array")]
+    names = [p.name for p in parameters if _is_array(p.annotation)]
     count = len(names)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     name = function.__name__.lstrip("_")
@@ -392,6 +393,11 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
+
+
+def _is_array(annotation: Any) -> bool:
+    """Whether a parameter is annotated `Array` or `Array | None`; text where annotations are postponed."""
+    return annotation in (Array, Array | None) or str(annotation).startswith("Array")
 
 
 def _operand(x: Any) -> Any:

@@ -21,13 +21,14 @@ FLOORS = [
         "minidl.models",
         "minidl.graph",
         "minidl.testing",
+        "minidl.cases",
         "minidl.optim",
         "minidl.lr_scheduler",
         "minidl.metrics",
         "minidl.data",
     },
     {"minidl.checkpoint"},
-    {"minidl.train", "minidl.onnx"},
+    {"minidl.train", "minidl.onnx", "minidl.exercises"},
 ]
 OPTIONAL = {
     "numba",
