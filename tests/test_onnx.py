@@ -172,6 +172,15 @@ def test_what_cannot_be_exported_is_refused_in_one_line(function: Any, message: 
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_keep_their_names_and_layers_stay_apart(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
+    model = lived_in(models.ResNet(3, 2, (4, 6), rng=RNG), RNG)
+    minidl.onnx.export(model, tmp_path / "m.onnx", (None, 3, 16, 16))
+    found = {a.name: onnx.numpy_helper.to_array(a) for a in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    for name, parameter in model.named_parameters():
+        assert np.array_equal(found[name], parameter.data), name
+
+
 def test_only_the_number_of_samples_is_free(tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs onnx: pip install onnx")
     with pytest.raises(ValueError, match="only the first size"):
