@@ -11,7 +11,7 @@ EXTRAS := examples,test,dev
 STAMP  := $(VENV)/.installed
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/cpu/*.hpp csrc/cpu/*.cpp)
 
-.PHONY: reproduce test lint sanitize bench install clean
+.PHONY: reproduce test lint sanitize bench docs install clean
 
 reproduce: $(STAMP) ## run the three systems, print their tables beside the talk's, write report/index.html
 	$(PY) -m examples.reproduce --out report
@@ -30,6 +30,9 @@ sanitize: $(STAMP) ## the C++ kernels under AddressSanitizer, UndefinedBehaviorS
 bench: $(STAMP) ## convolutions and whole training steps beside PyTorch, NumPy and Numba
 	$(PY) -m benchmarks.cpu --quick
 
+docs: $(VENV)/.docs ## the site, docs/_build/index.html: lessons (run for it, minutes), code to read, tables, playgrounds
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build
+
 install: $(STAMP)
 
 # uv installs in seconds; where it cannot be had or fails, plain pip does the same.
@@ -41,5 +44,10 @@ $(STAMP): $(SOURCES)
 	$(PY) -c "import minidl; minidl.show_backends()"
 	touch $(STAMP)
 
+$(VENV)/.docs: $(STAMP)
+	$(PY) -m uv pip install --quiet --python $(PY) -r pyproject.toml --extra docs \
+	|| $(PY) -m pip install --disable-pip-version-check -e ".[docs]"
+	touch $(VENV)/.docs
+
 clean:
-	rm -rf $(VENV) build *.egg-info report minidl/_C*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info report docs/_build docs/generated docs/lessons minidl/_C*.so .pytest_cache .mypy_cache .ruff_cache

@@ -16,7 +16,7 @@ import numpy as np
 
 from minidl import Tensor, models, no_grad, use_backend
 from minidl.backends.numpy_backend import conv2d_shape
-from tests.cases import KERNEL_CASES, ConvCase
+from minidl.cases.kernels import KERNEL_CASES, ConvCase
 
 PASSES = ("forward", "grad_x", "grad_w")
 ERROR = {"forward": 2e-5, "grad_x": 2e-5, "grad_w": 1e-4}  # of the largest result, against float64

@@ -24,7 +24,7 @@ from benchmarks.rows import WORKLOADS, Layer, Workload, Wrong, noise, verify
 from minidl import Tensor, no_grad, optim
 from minidl import functional as F
 from minidl.backends import get_backend
-from tests.cases import ConvCase
+from minidl.cases.kernels import ConvCase
 
 LEARNING_RATE = 1e-4  # small: the same batch comes hundreds of times
 

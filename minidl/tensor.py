@@ -20,14 +20,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 
 from .arrays import beside, move, on_device, to_host
 from .backends import get_backend
 
-Array: TypeAlias = Any  # an ndarray of the active backend: NumPy's, or another library's with the same methods
+# An ndarray of the active backend: NumPy's, or another library's with the same methods; `op` knows it from other types.
+Array: TypeAlias = Annotated[Any, "Array"]
 Vjp: TypeAlias = Callable[[Array], Array]  # vector-Jacobian product: ∂L/∂(output) -> ∂L/∂(one input)
 
 FLOAT64 = np.dtype(np.float64)  # two dtypes compare faster than a dtype and a type
@@ -35,6 +36,7 @@ _NUMPY_NAMES = (("axis", "dim"), ("keepdims", "keepdim"))
 _births = itertools.count()
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _anomaly: ContextVar[bool] = ContextVar("anomaly", default=False)
+_watcher: ContextVar[Callable[..., None] | None] = ContextVar("watcher", default=None)
 
 
 def _method(name: str, swap: bool = False) -> Callable[..., Any]:
@@ -369,7 +371,7 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
     """
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[1:]
-    names = [p.name for p in parameters if str(p.annotation).startswith("Array")]
+    names = [p.name for p in parameters if _is_array(p.annotation)]
     count = len(names)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     name = function.__name__.lstrip("_")
@@ -406,6 +408,11 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
         out = _result(name, value, parents, needed)
         if _anomaly.get():
             _check_value(name, backend.xp, arrays, value)
+        if (watcher := _watcher.get()) is not None:
+            bound = call.__signature__.bind(*args, **options)  # type: ignore[attr-defined]
+            bound.apply_defaults()
+            rest = {key: value for key, value in bound.arguments.items() if key not in names}
+            watcher(name, inputs if variadic else tuple(bound.arguments[key] for key in names), rest, out)
         return out
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -463,6 +470,11 @@ def _library(array: Array) -> str:
     return type(array).__module__.partition(".")[0]
 
 
+def _is_array(annotation: Any) -> bool:
+    """Whether a parameter is annotated `Array` or `Array | None`; text where annotations are postponed."""
+    return annotation in (Array, Array | None) or str(annotation).startswith("Array")
+
+
 def _operand(x: Any) -> Any:
     """Python numbers stay numbers, so that float32 · 2.0 stays float32; NumPy's scalars become such numbers."""
     if x is None or isinstance(x, int | float):
@@ -485,9 +497,9 @@ def _check_value(name: str, xp: Any, arrays: list[Any], value: Array) -> None:
 class _Switch(ContextDecorator):
     """Set a context variable for a `with` block or a decorated function; nests, and each thread has its own."""
 
-    def __init__(self, variable: ContextVar[bool], value: bool) -> None:
+    def __init__(self, variable: ContextVar[Any], value: Any) -> None:
         self._variable, self._value = variable, value
-        self._before: list[bool] = []
+        self._before: list[Any] = []
 
     def __enter__(self) -> None:
         self._before.append(self._variable.get())
@@ -518,6 +530,11 @@ def is_grad_enabled() -> bool:
 def detect_anomaly() -> _Switch:
     """In `with detect_anomaly():` the first NaN or Inf, forward or backward, is a FloatingPointError naming its op."""
     return _Switch(_anomaly, True)
+
+
+def trace(watcher: Callable[[str, tuple[Any, ...], dict[str, Any], Tensor], None]) -> _Switch:
+    """In `with trace(watcher):` each op calls watcher(name, inputs, options, result), as `minidl.onnx` does."""
+    return _Switch(_watcher, watcher)
 
 
 from . import functional as F  # noqa: E402  (functional.py needs Tensor and op; the methods above need functional.py)

@@ -1,4 +1,4 @@
-"""Checking gradients: does the derivative an op claims agree with the change of its value?"""
+"""Checking: does the derivative an op claims agree with the change of its value, and where do two results differ?"""
 
 from __future__ import annotations
 
@@ -48,3 +48,25 @@ def gradcheck(
     error = abs(claimed - measured) / scale
     assert error <= tolerance, f"gradient says {claimed:.12g}, differences say {measured:.12g}: error {error:.2g}"
     return error
+
+
+def assert_close(got: Any, expected: Any, tolerance: float = 1e-6, name: str = "y") -> None:
+    """Compare two arrays or tensors; AssertionError names the first element that is wrong, and what was expected.
+
+    An error of `tolerance` times the largest number expected is allowed, or of `tolerance` if that is below 1. Shapes
+    must agree, NaN agrees with NaN only.
+    """
+    got, expected = (x.data if isinstance(x, Tensor) else x for x in (got, expected))
+    assert got is not None, f"{name} is None, expected numbers"
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert got.dtype.kind in "fiub", f"{name} is of type {got.dtype}, expected numbers"
+    assert got.shape == expected.shape, f"{name} has shape {got.shape}, expected {expected.shape}"
+    finite = np.abs(expected[np.isfinite(expected)])
+    with np.errstate(invalid="ignore"):
+        right = np.abs(got - expected) <= tolerance * np.max(finite, initial=1.0)
+    wrong = np.argwhere(~(right | (got == expected) | (np.isnan(got) & np.isnan(expected))))
+    if len(wrong):
+        index = tuple(int(k) for k in wrong[0])
+        where = f"{name}[{', '.join(map(str, index))}]" if index else name
+        more = f" ({len(wrong)} of {got.size} elements are wrong)" if got.size > 1 else ""
+        raise AssertionError(f"{where}: expected {expected[index]:.6g}, got {got[index]:.6g}{more}")

@@ -27,7 +27,7 @@ from minidl.arrays import move, to_host
 from minidl.backends import numba_cuda_backend as module
 from minidl.backends import use_backend
 from minidl.backends.numpy_backend import NumpyBackend
-from tests.cases import POOL_CASES, ConvCase, PoolCase, conv_arrays, pool_array
+from minidl.cases.kernels import POOL_CASES, ConvCase, PoolCase, conv_arrays, pool_array
 from tests.test_kernels import compute, defined
 
 CONV_CASES = [

@@ -22,13 +22,14 @@ FLOORS = [
         "minidl.graph",
         "minidl.explain",
         "minidl.testing",
+        "minidl.cases",
         "minidl.optim",
         "minidl.lr_scheduler",
         "minidl.metrics",
         "minidl.data",
     },
     {"minidl.checkpoint"},
-    {"minidl.train"},
+    {"minidl.train", "minidl.onnx", "minidl.exercises"},
     {"minidl.live"},
 ]
 OPTIONAL = {
@@ -42,6 +43,7 @@ OPTIONAL = {
     "mrcfile",
     "PIL",
     "torch",
+    "onnx",
     "pybind11",
 }
 SOURCES = sorted((ROOT / "minidl").rglob("*.py"))

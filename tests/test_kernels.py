@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minidl.backends import get_backend, get_num_threads, numpy_backend, set_num_threads, use_backend
-from tests.cases import KERNEL_CASES, POOL_CASES, ConvCase, PoolCase, conv_arrays, pool_array
+from minidl.cases.kernels import KERNEL_CASES, POOL_CASES, ConvCase, PoolCase, conv_arrays, pool_array
 from tests.test_backends import require
 
 VARIANTS = ["numpy", "numpy:blocks", "numba", "cpp:baseline", "cpp:avx2", "cpp:avx512"]

@@ -12,7 +12,7 @@ import pytest
 
 from minidl import explain_conv, set_conv_algorithm, set_num_threads
 from minidl.backends import get_backend, use_backend
-from tests.cases import KERNEL_CASES, ConvCase
+from minidl.cases.kernels import KERNEL_CASES, ConvCase
 from tests.test_backends import require
 
 PAIRS = {6: ["3/4", "3/2"], 8: ["1", "2", "1/2"]}  # the points are 0, these with both signs, and infinity

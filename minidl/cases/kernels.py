@@ -1,4 +1,4 @@
-"""The table of cases: the rows that every backend's kernels are tested on, and that the benchmarks time.
+"""The table of kernels' cases: every backend is tested on these rows, and the benchmarks time some of them.
 
 A new way to break a kernel is a new row here, nothing else.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+Array = NDArray[Any]
 Pair = tuple[int, int]
 
 
@@ -96,13 +98,13 @@ POOL_CASES = [
 ]
 
 
-def conv_arrays(case: ConvCase, dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def conv_arrays(case: ConvCase, dtype: Any) -> tuple[Array, Array, Array]:
     """Random x, w and b of a case."""
     rng = np.random.default_rng(len(case.name))
     x, w, b = (rng.standard_normal(shape) for shape in (case.x, case.w, case.w[:1]))
     return x.astype(dtype), w.astype(dtype), b.astype(dtype)
 
 
-def pool_array(case: PoolCase, dtype: Any) -> np.ndarray:
+def pool_array(case: PoolCase, dtype: Any) -> Array:
     """Whole numbers, so that ties are common; all below zero, so that padding with 0 would show."""
     return np.random.default_rng(len(case.name)).integers(-5, 0, case.x).astype(dtype)
