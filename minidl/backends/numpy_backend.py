@@ -152,7 +152,11 @@ class NumpyBackend:
 
     name = "numpy"
     xp: Any = np
-    threads = default_threads()  # of this class, so shared by all backends; set by minidl.set_num_threads
+    # Of this class, so shared by all backends: minidl.set_num_threads, set_conv_algorithm and set_matmul_precision.
+    threads = default_threads()
+    algorithm = os.environ.get("MINIDL_CONV", "auto")
+    precision = "highest"
+    recording = False  # while a GPU's work is recorded to be repeated, nothing may wait for its numbers
 
     def describe(self) -> str:
         """Say in a few words what computes: versions, vector instructions, threads."""
