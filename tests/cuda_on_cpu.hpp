@@ -6,16 +6,14 @@
 // and a barrier that not all threads reach is an error, as is a shuffle without the whole warp.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <random>
+// Few headers: this one is compiled anew for every file.
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
-#include <vector>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -30,11 +28,9 @@
 struct dim3 { unsigned x, y, z; };
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-using std::exp, std::log, std::pow, std::sqrt, std::tanh;
-
 inline double __longlong_as_double(long long bits) {
     double value;
-    std::memcpy(&value, &bits, sizeof value);
+    memcpy(&value, &bits, sizeof value);
     return value;
 }
 
@@ -43,25 +39,35 @@ extern "C" char __stop_shared_memory[] __attribute__((weak));
 
 namespace bench {
 
+constexpr unsigned MOST_THREADS = 1024, MOST_COPIES = 64, STACK = 128 << 10;
+
 struct Copy { void* to; unsigned size; char bytes[16]; };
 
+// Fibers are made by makecontext, and begun by swapcontext; after that _setjmp and _longjmp switch between them, which asks
+// the system for nothing. AddressSanitizer wants to be told of switches, and has them all by swapcontext.
 struct Fiber {
     ucontext_t context;
-    std::vector<char> stack = std::vector<char>(128 << 10);
+    jmp_buf at;
+    bool begun;
+    char* stack;
     dim3 index;
     enum { RUNS, AT_BARRIER, IN_WARP, DONE } state;
     int line;                  // where it waits
     double slot[4];            // what it shows to its warp
-    std::vector<Copy> copies;  // under way
+    Copy copies[MOST_COPIES];  // under way
+    int under_way;
 };
 
 struct Launch { unsigned grid[3], block[3]; int order; unsigned seed; }; // order: 0 forward, 1 backward, 2 shuffled
 
-inline std::vector<Fiber> fibers;
+inline Fiber fibers[MOST_THREADS];
 inline ucontext_t scheduler;
+inline jmp_buf scheduler_at;
 inline unsigned current, threads;
-inline const std::function<void()>* body;
+inline void (*body)(void**); // the kernel, and its arguments
+inline void** arguments;
 inline char failure[200];
+inline bool failed;
 
 #if defined(__SANITIZE_ADDRESS__)
 inline const void* main_stack;
@@ -75,8 +81,7 @@ inline void leave(bool for_good = false) { // from the running fiber to the sche
     swapcontext(&fibers[current].context, &scheduler);
     __sanitizer_finish_switch_fiber(mine, &main_stack, &main_size);
 #else
-    (void)for_good;
-    swapcontext(&fibers[current].context, &scheduler);
+    if (for_good || !_setjmp(fibers[current].at)) _longjmp(scheduler_at, 1);
 #endif
 }
 
@@ -84,11 +89,14 @@ inline void enter(unsigned fiber) { // from the scheduler
     current = fiber, threadIdx = fibers[fiber].index;
 #if defined(__SANITIZE_ADDRESS__)
     void* mine;
-    __sanitizer_start_switch_fiber(&mine, fibers[fiber].stack.data(), fibers[fiber].stack.size());
+    __sanitizer_start_switch_fiber(&mine, fibers[fiber].stack, STACK);
     swapcontext(&scheduler, &fibers[fiber].context);
     __sanitizer_finish_switch_fiber(mine, nullptr, nullptr);
 #else
-    swapcontext(&scheduler, &fibers[fiber].context);
+    if (_setjmp(scheduler_at)) return;
+    if (fibers[fiber].begun) _longjmp(fibers[fiber].at, 1);
+    fibers[fiber].begun = true;
+    setcontext(&fibers[fiber].context);
 #endif
 }
 
@@ -96,7 +104,7 @@ inline void begin() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_size);
 #endif
-    (*body)();
+    body(arguments);
     fibers[current].state = Fiber::DONE;
     leave(true);
 }
@@ -106,11 +114,18 @@ inline void wait(decltype(Fiber::state) where, int line) {
     leave();
 }
 
+// Stop the launch: something that a GPU would not forgive, or would not tell.
+inline void fail(const char* what) {
+    if (!failed) snprintf(failure, sizeof failure, "block (%u, %u, %u), thread %u: %s", blockIdx.x, blockIdx.y, blockIdx.z, current, what);
+    failed = true, fibers[current].state = Fiber::DONE;
+    leave(true);
+}
+
 // Let go those who wait and may go on; false if there are none, or if they wait at different places.
 inline bool release() {
     bool any = false;
     for (unsigned first = 0; first < threads; first += 32) {
-        const unsigned end = std::min(first + 32, threads);
+        const unsigned end = first + 32 < threads ? first + 32 : threads;
         bool whole = true;
         for (unsigned i = first; i < end; ++i)
             whole = whole && fibers[i].state == Fiber::IN_WARP && fibers[i].line == fibers[first].line;
@@ -124,69 +139,80 @@ inline bool release() {
     return true;
 }
 
-inline bool run_block(const std::vector<unsigned>& order) {
-    std::memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
+inline bool run_block(const unsigned* order) {
+    memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
     for (unsigned i = 0; i < threads; ++i) {
         Fiber& fiber = fibers[i];
-        fiber.state = Fiber::RUNS, fiber.copies.clear();
+        fiber.state = Fiber::RUNS, fiber.begun = false, fiber.under_way = 0;
         getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_stack.ss_sp = fiber.stack, fiber.context.uc_stack.ss_size = STACK;
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, begin, 0);
     }
     while (true) {
         unsigned done = 0;
-        for (const unsigned i : order) {
-            if (fibers[i].state == Fiber::RUNS) enter(i);
-            done += fibers[i].state == Fiber::DONE;
+        for (unsigned i = 0; i < threads; ++i) {
+            if (fibers[order[i]].state == Fiber::RUNS) enter(order[i]);
+            if (failed) return false;
+            done += fibers[order[i]].state == Fiber::DONE;
         }
         if (done == threads) return true;
         if (!release()) {
-            for (unsigned i = 0; i < threads; ++i)
-                if (fibers[i].state != Fiber::DONE) {
-                    std::snprintf(failure, sizeof failure, "block (%u, %u, %u): thread %u waits at line %d, not all others do",
-                                  blockIdx.x, blockIdx.y, blockIdx.z, i, fibers[i].line);
-                    return false;
-                }
+            for (current = 0; fibers[current].state == Fiber::DONE; ++current) {}
+            snprintf(failure, sizeof failure, "block (%u, %u, %u), thread %u waits at line %d, not all others do", blockIdx.x,
+                     blockIdx.y, blockIdx.z, current, fibers[current].line);
+            return false;
         }
     }
 }
 
+// The k-th of n in an order: forward, backward, or shuffled by a seed.
+inline void arrange(unsigned* order, unsigned n, const Launch& how) {
+    for (unsigned i = 0; i < n; ++i) order[i] = how.order == 1 ? n - 1 - i : i;
+    uint64_t state = how.seed;
+    for (unsigned i = n; how.order == 2 && i > 1; --i) {
+        state = state * 6364136223846793005u + 1442695040888963407u; // Knuth's generator
+        const unsigned j = (state >> 33) % i, kept = order[i - 1];
+        order[i - 1] = order[j], order[j] = kept;
+    }
+}
+
 // Run a kernel on every block; null, or what went wrong.
-inline const char* run(const Launch& how, const std::function<void()>& kernel) {
+inline const char* run(const Launch& how, void (*kernel)(void**), void** values) {
     gridDim = {how.grid[0], how.grid[1], how.grid[2]}, blockDim = {how.block[0], how.block[1], how.block[2]};
-    threads = blockDim.x * blockDim.y * blockDim.z, body = &kernel;
-    if (fibers.size() < threads) fibers.resize(threads);
+    threads = blockDim.x * blockDim.y * blockDim.z, body = kernel, arguments = values;
     const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
-    std::vector<unsigned> order(threads), sequence(blocks);
+    static unsigned order[MOST_THREADS];
+    unsigned* sequence = static_cast<unsigned*>(malloc(blocks * sizeof(unsigned)));
+    arrange(order, threads, how), arrange(sequence, blocks, how);
     for (unsigned i = 0; i < threads; ++i) {
-        order[i] = how.order == 1 ? threads - 1 - i : i;
+        if (!fibers[i].stack) fibers[i].stack = static_cast<char*>(malloc(STACK));
         fibers[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
     }
-    for (unsigned i = 0; i < blocks; ++i) sequence[i] = how.order == 1 ? blocks - 1 - i : i;
-    std::mt19937 random(how.seed);
-    if (how.order == 2) std::shuffle(order.begin(), order.end(), random), std::shuffle(sequence.begin(), sequence.end(), random);
-    for (const unsigned block : sequence) {
-        blockIdx = {block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y};
-        if (!run_block(order)) return failure;
+    failed = false;
+    bool good = true;
+    for (unsigned i = 0; good && i < blocks; ++i) {
+        blockIdx = {sequence[i] % gridDim.x, sequence[i] / gridDim.x % gridDim.y, sequence[i] / gridDim.x / gridDim.y};
+        good = run_block(order);
     }
-    return nullptr;
+    free(sequence);
+    return good ? nullptr : failure;
 }
 
 // The value that lane `from` of this warp shows.
 template <class T>
 T exchange(T value, unsigned from, int line) {
     const unsigned first = current / 32 * 32;
-    std::memcpy(fibers[current].slot, &value, sizeof value);
+    memcpy(fibers[current].slot, &value, sizeof value);
     wait(Fiber::IN_WARP, line);
     T other = value;
-    if (from < 32 && first + from < threads) std::memcpy(&other, fibers[first + from].slot, sizeof other);
+    if (from < 32 && first + from < threads) memcpy(&other, fibers[first + from].slot, sizeof other);
     wait(Fiber::IN_WARP, -line); // until all have read
     return other;
 }
 
 inline void whole(unsigned mask) {
-    if (mask != 0xffffffffu || threads % 32) std::fprintf(stderr, "a shuffle without the whole warp\n"), std::abort();
+    if (mask != 0xffffffffu || threads % 32) fail("a shuffle without the whole warp");
 }
 
 } // namespace bench
@@ -210,35 +236,37 @@ T __shfl_down_sync(unsigned mask, T value, int lanes, int line = __builtin_LINE(
 template <int N, class T>
 void copy_async(T* to, const T* from, bool inside) {
     constexpr unsigned size = N * sizeof(T);
-    if (reinterpret_cast<std::uintptr_t>(to) % size || (inside && reinterpret_cast<std::uintptr_t>(from) % size))
-        std::fprintf(stderr, "a copy of %u bytes that is not aligned\n", size), std::abort();
-    bench::Copy copy{to, size, {}};
-    if (inside) std::memcpy(copy.bytes, from, size);
-    bench::fibers[bench::current].copies.push_back(copy);
+    if (reinterpret_cast<uintptr_t>(to) % size || (inside && reinterpret_cast<uintptr_t>(from) % size))
+        bench::fail("a copy that is not aligned");
+    bench::Fiber& fiber = bench::fibers[bench::current];
+    if (fiber.under_way == (int)bench::MOST_COPIES) bench::fail("copies are never waited for");
+    bench::Copy& copy = fiber.copies[fiber.under_way++];
+    copy = {to, size, {}};
+    if (inside) memcpy(copy.bytes, from, size);
 }
 
 inline void copies_arrived() {
-    for (const bench::Copy& copy : bench::fibers[bench::current].copies)
-        std::memcpy(copy.to, copy.bytes, copy.size);
-    bench::fibers[bench::current].copies.clear();
+    bench::Fiber& fiber = bench::fibers[bench::current];
+    for (int i = 0; i < fiber.under_way; ++i) memcpy(fiber.copies[i].to, fiber.copies[i].bytes, fiber.copies[i].size);
+    fiber.under_way = 0;
 }
 
 inline unsigned to_tf32(float x) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return std::isfinite(x) ? (bits + 0x1000u) & ~0x1fffu : bits; // to the nearest, ties away from 0
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return isfinite(x) ? (bits + 0x1000u) & ~0x1fffu : bits; // to the nearest, ties away from 0
 }
 
 inline void multiply_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
     struct Parts { float a[4], b[2]; } mine;
-    std::memcpy(mine.a, a, sizeof mine.a), std::memcpy(mine.b, b, sizeof mine.b);
+    memcpy(mine.a, a, sizeof mine.a), memcpy(mine.b, b, sizeof mine.b);
     static_assert(sizeof mine <= sizeof bench::fibers[0].slot, "the slot holds what a lane shows");
     const unsigned first = bench::current / 32 * 32, lane = bench::current % 32;
-    std::memcpy(bench::fibers[bench::current].slot, &mine, sizeof mine);
+    memcpy(bench::fibers[bench::current].slot, &mine, sizeof mine);
     bench::wait(bench::Fiber::IN_WARP, line);
     const auto shown = [&](unsigned from) {
         Parts parts;
-        std::memcpy(&parts, bench::fibers[first + from].slot, sizeof parts);
+        memcpy(&parts, bench::fibers[first + from].slot, sizeof parts);
         return parts;
     };
     for (unsigned i = 0; i < 4; ++i) {

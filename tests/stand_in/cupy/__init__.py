@@ -41,6 +41,7 @@ class Bench:
 
 
 bench = Bench()
+SANITIZED = any(flag.startswith("-fsanitize=address") for flag in bench.flags)
 _wholes: dict[int, Any] = {}  # arrays with their guards
 
 
@@ -51,10 +52,15 @@ def _allocate(shape: Any, kind: Any) -> ndarray:
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     if bench.limit is not None and size > bench.limit:
         raise cuda.memory.OutOfMemoryError(size, 0, bench.limit)
-    whole = np.full(size + 2 * GUARD + 512, 0xFF, np.uint8)
-    start = -whole.ctypes.data % 512 + GUARD  # CuPy's arrays are aligned
+    whole = np.full(size + 2 * GUARD + 1024, 0xFF, np.uint8)
+    start = -(whole.ctypes.data + GUARD) % 512 + GUARD  # CuPy's arrays are aligned
     whole = whole[start - GUARD : start + size + GUARD]
     inner = whole[GUARD : GUARD + size]
+    if SANITIZED:  # even to look at a guard is an error then
+        asan = ctypes.CDLL(None)
+        asan.__asan_unpoison_memory_region(ctypes.c_void_p(whole.base.ctypes.data), ctypes.c_size_t(whole.base.size))
+        for guard in (whole[:GUARD], whole[GUARD + size :]):
+            asan.__asan_poison_memory_region(ctypes.c_void_p(guard.ctypes.data), ctypes.c_size_t(guard.size))
     _wholes[inner.ctypes.data] = (weakref.ref(whole.base), whole.size)
     return ndarray(inner.view(kind).reshape(shape))
 
@@ -62,7 +68,7 @@ def _allocate(shape: Any, kind: Any) -> ndarray:
 def _check_guards(a: np.ndarray) -> None:
     start = a.ctypes.data
     found = _wholes.get(start)
-    if found is None or found[0]() is None:
+    if SANITIZED or found is None or found[0]() is None:
         return
     whole = np.ctypeslib.as_array(ctypes.cast(start - GUARD, ctypes.POINTER(ctypes.c_uint8)), (found[1],))
     if (whole[:GUARD] != 0xFF).any() or (whole[-GUARD:] != 0xFF).any():
@@ -386,8 +392,8 @@ class RawModule:
             for name, fields in STRUCT.findall(text)
         }
         tail = [
-            f'extern "C" const char* launch_{name}(const bench::Launch* how, void** a) {{ return bench::run(*how, [&] {{ '
-            f"{name}({', '.join(f'*({self._type(p)}*)a[{k}]' for k, p in enumerate(params))}); }}); }}"
+            f'extern "C" const char* launch_{name}(const bench::Launch* how, void** values) {{ return bench::run(*how, '
+            f"[](void** a) {{ {name}({', '.join(f'*({self._type(p)}*)a[{k}]' for k, p in enumerate(params))}); }}, values); }}"
             for name, params in self.kernels.items()
         ]
         tail += [f'extern "C" unsigned long size_of_{name}() {{ return sizeof({name}); }}' for name in self.used_structs()]
