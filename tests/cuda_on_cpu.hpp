@@ -140,7 +140,7 @@ inline bool release() {
 }
 
 inline bool run_block(const unsigned* order) {
-    memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
+    if (__start_shared_memory) memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
     for (unsigned i = 0; i < threads; ++i) {
         Fiber& fiber = fibers[i];
         fiber.state = Fiber::RUNS, fiber.begun = false, fiber.under_way = 0;

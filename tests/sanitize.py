@@ -68,7 +68,7 @@ def address(compiler: str, where: Path, examples: int) -> bool:
         [sys.executable, "-c", planted], cwd=where, env=os.environ | environment, capture_output=True, text=True
     )
     if "heap-buffer-overflow" not in caught.stderr:
-        print(f"AddressSanitizer missed a planted error: {caught.stderr[-2000:]}")
+        print(f"AddressSanitizer missed a planted error: {caught.stderr[:3000]}")
         return False
     chosen = [test for test in TESTS if (where / test).exists()]
     command = [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
@@ -84,7 +84,7 @@ def cuda(command: list[str], where: Path, environment: dict[str, str]) -> bool:
         [sys.executable, "-c", PLANTED], cwd=where, env=os.environ | environment, capture_output=True, text=True
     )
     if "use-after-poison" not in caught.stderr:
-        print(f"AddressSanitizer missed a planted error in a CUDA kernel: {caught.stderr[-2000:]}")
+        print(f"AddressSanitizer missed a planted error in a CUDA kernel: {caught.stderr[:3000]}")
         return False
     chosen = ["tests/test_kernels.py", "tests/test_cuda.py"]
     return run([*command, "-k", "processor", *chosen], where, **environment).returncode == 0
