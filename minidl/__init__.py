@@ -21,7 +21,7 @@ from .tensor import Tensor, detect_anomaly, enable_grad, is_grad_enabled, no_gra
 __all__ = [
     "Tensor", "checkpoint", "concatenate", "data", "default_rng", "detect_anomaly", "enable_grad", "explain_conv",
     "functional", "get_num_threads", "init", "is_grad_enabled", "manual_seed", "metrics", "models", "nn", "no_grad",
-    "optim", "set_conv_algorithm", "set_matmul_precision", "set_num_threads", "show_backends", "stack", "summary", "to_dot",
-    "train", "use_backend", "where",
+    "optim", "set_conv_algorithm", "set_matmul_precision", "set_num_threads", "show_backends", "stack", "summary",
+    "to_dot", "train", "use_backend", "where",
 ]  # fmt: skip
 __version__ = "0.1.0"

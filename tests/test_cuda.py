@@ -56,7 +56,9 @@ def agree(cupy: Any, name: str, arrays: list[Any], *options: Any, tolerance: flo
     """A kernel is the reference in float64 but for rounding, whatever the layout; in any order the same bits."""
     dtype = arrays[0].dtype
     wide = getattr(REFERENCE, name)(
-        *(a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == dtype else a for a in arrays), *options, **more
+        *(a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype == dtype else a for a in arrays),
+        *options,
+        **more,
     )
     turned = [np.asfortranarray(a) if isinstance(a, np.ndarray) and a.ndim > 1 else a for a in arrays]
     results = [getattr(cupy, name)(*given, *options, **more) for given in (arrays, turned, arrays)]
@@ -70,14 +72,16 @@ def agree(cupy: Any, name: str, arrays: list[Any], *options: Any, tolerance: flo
             np.testing.assert_array_equal(y, other, err_msg=name)
 
 
-# --- convolution: what the table of cases does not reach -------------------------------------------------------------------
+# --- convolution: what the table of cases does not reach -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["3x3 tiles, two panels", "dilated and strided"])
 @dtypes
 def test_large_tiles(cupy: Any, monkeypatch: pytest.MonkeyPatch, name: str, dtype: Any) -> None:
     """Tiles of 128 x 128 are for large layers: here they are taken for a small one."""
-    monkeypatch.setattr(type(cupy.inner), "_tile", lambda self, rows, columns, groups, real, few=99: ("128x128", 128, 128))
+    monkeypatch.setattr(
+        type(cupy.inner), "_tile", lambda self, rows, columns, groups, real, few=99: ("128x128", 128, 128)
+    )
     x, w, b = conv_arrays(CASES[name], dtype)
     true, bound, g = defined(CASES[name], dtype)
     for what, result in compute(cupy, CASES[name], x, w, b, g).items():
@@ -102,7 +106,9 @@ def test_tensor_cores(cupy: Any, monkeypatch: pytest.MonkeyPatch, tile: str) -> 
         assert error.max() > 10 * np.abs(exact[what] - true[what]).max()
 
 
-@pytest.mark.parametrize("name", ["plain 3x3", "3x3 tiles, three groups", "3x3 tiles, two panels", "3x3 of a narrow map"])
+@pytest.mark.parametrize(
+    "name", ["plain 3x3", "3x3 tiles, three groups", "3x3 tiles, two panels", "3x3 of a narrow map"]
+)
 @dtypes
 def test_winograd(cupy: Any, monkeypatch: pytest.MonkeyPatch, name: str, dtype: Any) -> None:
     settings(monkeypatch, algorithm="winograd")
@@ -140,7 +146,7 @@ def test_relu_and_bias_are_part_of_the_kernel(cupy: Any, name: str) -> None:
     )
 
 
-# --- the other kernels -----------------------------------------------------------------------------------------------------
+# --- the other kernels -----------------------------------------------------------------------------------------------
 
 
 SHAPES = [(2, 3, 7, 5), (1, 1, 1, 1), (5, 2, 31, 33), (3, 40, 4), (4, 9)]
@@ -160,7 +166,9 @@ def test_batch_norm(cupy: Any, shape: tuple[int, ...], dtype: Any) -> None:
         if x.size > x.shape[1]:
             agree(cupy, "batch_norm", [x, weight, bias, None, None], 1e-5, activation, tolerance=200)
         for training in (True, False):
-            m, v = (x.mean(axis=(0, *range(2, x.ndim))), x.var(axis=(0, *range(2, x.ndim)))) if training else (mean, var)
+            m, v = (
+                (x.mean(axis=(0, *range(2, x.ndim))), x.var(axis=(0, *range(2, x.ndim)))) if training else (mean, var)
+            )
             arrays = [g, x, m, v + dtype(0.1), weight, bias]
             agree(cupy, "batch_norm_grad", arrays, 1e-5, activation, training, tolerance=500)
 
@@ -228,7 +236,9 @@ def test_cross_entropy_at_nan_infinity_and_large_logits(cupy: Any, dtype: Any) -
             grad = REFERENCE.cross_entropy_grad(weight[t], x, t, lse, weight, -1, 0.0)
         found = cupy.cross_entropy(x, t, weight, -1, 0.0)
         np.testing.assert_allclose(found[0], loss, 1e-6, 1e-37)
-        np.testing.assert_allclose(cupy.cross_entropy_grad(weight[t], x, t, found[1], weight, -1, 0.0), grad, 1e-6, 2e-7)
+        np.testing.assert_allclose(
+            cupy.cross_entropy_grad(weight[t], x, t, found[1], weight, -1, 0.0), grad, 1e-6, 2e-7
+        )
 
 
 @dtypes
@@ -289,7 +299,7 @@ def test_optimisers_step_through_many_parameters_at_once(cupy: Any, dtype: Any) 
         assert cupy.xp.bench.launches - before == 3  # one a step
 
 
-# --- a network -------------------------------------------------------------------------------------------------------------
+# --- a network -------------------------------------------------------------------------------------------------------
 
 
 def train(steps: int = 3) -> tuple[list[float], dict[str, np.ndarray]]:
@@ -327,12 +337,12 @@ def test_a_network_trains_as_on_the_numpy_backend(cupy: Any) -> None:
         np.testing.assert_allclose(there[name], value, 1e-3, 1e-4, err_msg=name)
 
 
-# --- clear errors ----------------------------------------------------------------------------------------------------------
+# --- clear errors ----------------------------------------------------------------------------------------------------
 
 
 def test_arrays_that_are_not_on_the_gpu_are_refused() -> None:
     x = np.zeros((1, 1, 4, 4), np.float32)
-    with pytest.raises(TypeError, match="takes arrays on the GPU, not numpy.ndarray"):
+    with pytest.raises(TypeError, match=r"takes arrays on the GPU, not numpy\.ndarray"):
         stand_in.backend().local_response_norm(x, 3, 1.0, 0.75, 1.0)
 
 
@@ -356,11 +366,11 @@ def test_no_device_or_an_old_driver(monkeypatch: pytest.MonkeyPatch, count: int 
         return count
 
     monkeypatch.setattr(runtime, "getDeviceCount", ask)
-    with pytest.raises(RuntimeError, match="'cupy' is unavailable: .*(nvidia-smi|CUDA_VISIBLE_DEVICES)"):
+    with pytest.raises(RuntimeError, match=r"'cupy' is unavailable: .*(nvidia-smi|CUDA_VISIBLE_DEVICES)"):
         stand_in.module().CupyBackend()
 
 
-# --- the test bench: planted mistakes ----------------------------------------------------------------------------------------
+# --- the test bench: planted mistakes --------------------------------------------------------------------------------
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, file: str, right: str, wrong: str, at_end: bool = False) -> None:

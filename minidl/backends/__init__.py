@@ -18,8 +18,8 @@ from typing import Any
 from .numpy_backend import KERNELS, NumpyBackend, Shape, conv2d_shape
 
 __all__ = [
-    "backends", "explain_conv", "get_backend", "get_num_threads", "set_conv_algorithm", "set_matmul_precision", "set_num_threads",
-    "show_backends", "use_backend",
+    "backends", "explain_conv", "get_backend", "get_num_threads", "set_conv_algorithm", "set_matmul_precision",
+    "set_num_threads", "show_backends", "use_backend",
 ]  # fmt: skip
 
 CONV_ALGORITHMS = ("auto", "direct", "winograd", "exact")

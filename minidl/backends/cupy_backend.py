@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 try:
-    import cupy
+    import cupy  # type: ignore[import-not-found, unused-ignore]
 except ImportError as error:
     raise ImportError(f'CuPy cannot be imported ({error}); with an NVIDIA GPU: pip install "minidl[cuda]"') from error
 
@@ -183,7 +183,9 @@ class CupyBackend(NumpyBackend):
         """The GPU's compute capability, such as 90."""
         return int(cupy.cuda.Device().compute_capability)
 
-    def _launch(self, file: str, name: str, real: Any, grid: tuple[int, ...], *args: Any, threads: int = THREADS) -> None:
+    def _launch(
+        self, file: str, name: str, real: Any, grid: tuple[int, ...], *args: Any, threads: int = THREADS
+    ) -> None:
         _kernel(file, name, np.dtype(real))(grid, (threads,), args)
 
     # Convolution: see csrc/cuda/conv.cu.
@@ -202,12 +204,16 @@ class CupyBackend(NumpyBackend):
         n, o, oh, ow = conv2d_shape(x_shape, w_shape, **options)
         groups, padding, flipped = options["groups"], options["padding"], self._flipped(options["padding"])
         rows, c = o // groups, w_shape[1]
-        geometry = w_shape[2:], options["stride"]
-        forward = self._winograd(rows, c, n * oh * ow, *geometry, padding, options["dilation"])
-        backward = self._winograd(c, rows, n * x_shape[2] * x_shape[3], *geometry, flipped, options["dilation"])
+        kernel, stride, dilation = (w_shape[2], w_shape[3]), options["stride"], options["dilation"]
+        forward = self._winograd(rows, c, n * oh * ow, kernel, stride, padding, dilation)
+        backward = self._winograd(c, rows, n * x_shape[2] * x_shape[3], kernel, stride, flipped, dilation)
         direct = f"direct, tiles of {self._tile(rows, n * oh * ow, groups, np.float32)[0] or '1 pixel'}"
         words = {True: "Winograd F(4x4, 3x3): a quarter of the products", False: direct}
-        lines = [("conv2d", words[forward]), ("conv2d_grad_x", words[backward]), ("conv2d_grad_w", "direct, slices in order")]
+        lines = [
+            ("conv2d", words[forward]),
+            ("conv2d_grad_x", words[backward]),
+            ("conv2d_grad_w", "direct, slices in order"),
+        ]
         return "\n".join(f"{name:14} {how}" for name, how in lines)
 
     @staticmethod
@@ -242,7 +248,16 @@ class CupyBackend(NumpyBackend):
         geometry = _fill(GATHER, **s, taps=len(taps), padded=padded)
         packed = cupy.empty((groups, len(taps), padded), x.dtype)
         self._launch(
-            "conv", "pack_weights", x.dtype, _blocks(packed.size), geometry, np.int32(stride), np.int32(group), taps, w, packed
+            "conv",
+            "pack_weights",
+            x.dtype,
+            _blocks(packed.size),
+            geometry,
+            np.int32(stride),
+            np.int32(group),
+            taps,
+            w,
+            packed,
         )
         grid = (-(-pixels // n), padded // m, groups)
         name = ("tensor_conv_" if self._tensor_cores(x.dtype) else "conv_") + tile if tile else "conv_direct"
@@ -382,7 +397,9 @@ class CupyBackend(NumpyBackend):
 
     # Pooling: see csrc/cuda/pool.cu.
 
-    def _pool(self, x_shape: Shape, out: Shape, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
+    def _pool(
+        self, x_shape: Shape, out: Shape, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
+    ) -> Array:
         pairs = zip(("k", "s", "p", "d"), (kernel_size, stride, padding, dilation), strict=True)
         sizes = {f"{name}{axis}": pair[k] for name, pair in pairs for k, axis in enumerate("hw")}
         return _fill(POOL, planes=x_shape[0] * x_shape[1], h=x_shape[2], w=x_shape[3], oh=out[0], ow=out[1], **sizes)
@@ -636,14 +653,16 @@ class CupyBackend(NumpyBackend):
         if key not in self._windows_there:
             kinds = zip(windows, (np.int32, np.int32, real), strict=True)
             self._windows_there[key] = [cupy.asarray(np.ascontiguousarray(a, kind)) for a, kind in kinds]
-        return self._windows_there[key]
+        return self._windows_there[key]  # type: ignore[no-any-return]
 
     # Optimisers: see csrc/cuda/optim.cu.
 
     def _step(self, name: str, arrays: tuple[list[Array], ...], *options: Any) -> bool:
         """Launch a step for all parameters, p first, g second; False where they are not all of one dtype and in C order."""
         params, grads, *states = arrays
-        if not all(_ready(p, *a) and all(b.flags.c_contiguous for b in (p, *a[1:])) for p, *a in zip(*arrays, strict=True)):
+        if not all(
+            _ready(p, *a) and all(b.flags.c_contiguous for b in (p, *a[1:])) for p, *a in zip(*arrays, strict=True)
+        ):
             return False
         if len({p.dtype for p in params}) > 1:
             return False
@@ -652,7 +671,7 @@ class CupyBackend(NumpyBackend):
             part = slice(first, first + MANY)
             table = _fill(PARAMETERS, count=len(params[part]))
             for column, each in zip("pgms", (params, grads, *states), strict=False):
-                table[column][0, : len(each[part])] = [a.data.ptr for a in each[part]]
+                table[column][0, : len(each[part])] = [a.data.ptr for a in each[part]]  # type: ignore[attr-defined]
             sizes = np.array([p.size for p in params[part]])
             table["size"][0, : len(sizes)] = sizes
             table["ends"][0, : len(sizes)] = ends = np.cumsum(-(-sizes // BLOCK))
@@ -694,6 +713,4 @@ class CupyBackend(NumpyBackend):
         numbers = [np.float64(v) for v in (lr, beta1, beta2, eps, weight_decay)]
         corrections = np.float64(lr / (1 - beta1**t)), np.float64(math.sqrt(1 - beta2**t))
         if not self._step("adam_step", (params, grads, means, squares), *numbers, np.int32(decoupled), *corrections):
-            super().adam_step(
-                params, grads, means, squares, lr, beta1, beta2, eps, weight_decay, decoupled, t
-            )
+            super().adam_step(params, grads, means, squares, lr, beta1, beta2, eps, weight_decay, decoupled, t)

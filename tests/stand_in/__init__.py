@@ -108,4 +108,3 @@ class OnTheDevice:
             return self._back(value(*map(self._there, args), **{k: self._there(v) for k, v in options.items()}))
 
         return call
-

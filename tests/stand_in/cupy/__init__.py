@@ -154,7 +154,9 @@ class ndarray:
             value = getattr(self._a, name)
             return _wrapped(value) if isinstance(value, np.ndarray) else value
         if name in METHODS:
-            return lambda *args, **options: _call(lambda a, *rest, **o: getattr(a, name)(*rest, **o), (self, *args), options)
+            return lambda *args, **options: _call(
+                lambda a, *rest, **o: getattr(a, name)(*rest, **o), (self, *args), options
+            )
         raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
 
     @property
@@ -396,7 +398,9 @@ class RawModule:
             f"[](void** a) {{ {name}({', '.join(f'*({self._type(p)}*)a[{k}]' for k, p in enumerate(params))}); }}, values); }}"
             for name, params in self.kernels.items()
         ]
-        tail += [f'extern "C" unsigned long size_of_{name}() {{ return sizeof({name}); }}' for name in self.used_structs()]
+        tail += [
+            f'extern "C" unsigned long size_of_{name}() {{ return sizeof({name}); }}' for name in self.used_structs()
+        ]
         source = head + self.code + "\n" + "\n".join(tail)
         name = hashlib.sha256((source + (HERE / "cuda_on_cpu.hpp").read_text() + str(flags)).encode()).hexdigest()[:20]
         with _folder() as folder:
