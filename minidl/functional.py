@@ -901,7 +901,7 @@ def avg_pool2d(
     count = (
         np.multiply.outer(*counts) if divisor_override is None else np.full([len(k) for k in counts], divisor_override)
     )
-    return _avg_pool2d(x, options, get_backend().xp.asarray(count))
+    return _avg_pool2d(x, options, get_backend().constant(count))
 
 
 def avg_pool1d(
@@ -1141,8 +1141,8 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, rng: np.random.Gen
         raise ValueError(f"dropout: p is a probability between 0 and 1, not {p}")
     if not training or p == 0:
         return x
-    kept = (rng or init.default_rng()).random(x.shape, dtype=np.float32) >= p
-    return _dropout(x, get_backend().xp.asarray(kept), 1 / (1 - p) if p < 1 else 0.0)
+    kept = get_backend().random_mask(rng or init.default_rng(), x.shape, p)
+    return _dropout(x, kept, 1 / (1 - p) if p < 1 else 0.0)
 
 
 # === losses ==========================================================================================================
@@ -1185,8 +1185,8 @@ def mse_loss(backend: Any, x: Array, target: Array, reduction: str = "mean") -> 
     scale = 1 if reduction == "sum" else 1 / x.size if x.size else math.nan
     # fmt: off
     return (backend.squared_error(x, t, scale),
-            lambda g: _fold(backend.squared_error_grad(x, t, 2 * scale * float(g)), x),
-            lambda g: _fold(backend.squared_error_grad(t, x, 2 * scale * float(g)), t))
+            lambda g: _fold(backend.squared_error_grad(x, t, 2 * scale * backend.number(g)), x),
+            lambda g: _fold(backend.squared_error_grad(t, x, 2 * scale * backend.number(g)), t))
     # fmt: on
 
 
@@ -1287,7 +1287,7 @@ def _class_loss(
     if reduction != "mean":
         return _reduce(loss, reduction)
     total = counts.sum() if weight is None else w[t[counts]].sum()
-    return loss.sum() / float(total)  # type: ignore[no-any-return]
+    return loss.sum() / get_backend().number(total.astype(x.dtype))  # type: ignore[no-any-return]
 
 
 def binary_cross_entropy_with_logits(

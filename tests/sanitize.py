@@ -1,8 +1,9 @@
 """Run the C++ kernels under the compiler's sanitizers: python -m tests.sanitize [--examples 2000].
 
 AddressSanitizer and UndefinedBehaviorSanitizer: an extension built for them in a folder of its own runs the table of
-cases, random shapes and every other kernel test; the CUDA kernels, compiled for the processor, run theirs. ThreadSanitizer: a C++ program (threads.cpp) uses the pool, the
-buffers and a kernel from several threads at once. AddressSanitizer and ThreadSanitizer must also catch an error planted
+cases, random shapes and every other kernel test; the CUDA kernels, compiled for the processor, run theirs.
+ThreadSanitizer: a C++ program (threads.cpp) uses the pool, the buffers and a kernel from several threads at once.
+AddressSanitizer and ThreadSanitizer must also catch an error planted
 for them, else a clean run proves nothing.
 """
 

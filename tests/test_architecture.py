@@ -25,6 +25,7 @@ FLOORS = [
         "minidl.lr_scheduler",
         "minidl.metrics",
         "minidl.data",
+        "minidl.device",
     },
     {"minidl.checkpoint"},
     {"minidl.train"},

@@ -1,7 +1,7 @@
 """The CUDA kernels and the cupy backend without a GPU: csrc/cuda/*.cu compiled by g++, their threads as fibers.
 
-test_kernels.py runs the table of cases on them; here are the other kernels, the tiles that small cases do not reach, the
-backend's clear errors, and the test bench itself: each kind of mistake, planted, must be caught.
+test_kernels.py runs the table of cases on them; here are the other kernels, the tiles that small cases do not reach,
+the backend's clear errors, and the test bench itself: each kind of mistake, planted, must be caught.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from minidl import functional as F
 from minidl import nn, optim
 from minidl.backends import get_backend
 from minidl.backends.numpy_backend import NumpyBackend
+from minidl.train import fit
 from tests import stand_in
 from tests.cases import KERNEL_CASES, PoolCase, conv_arrays
 from tests.test_kernels import compute, defined
@@ -302,39 +303,77 @@ def test_optimisers_step_through_many_parameters_at_once(cupy: Any, dtype: Any) 
 # --- a network -------------------------------------------------------------------------------------------------------
 
 
-def train(steps: int = 3) -> tuple[list[float], dict[str, np.ndarray]]:
-    """A little of everything, trained on the active backend -> losses and weights."""
+def network() -> nn.Module:
+    """A little of everything, on the active backend."""
     minidl.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.2),
-        nn.LocalResponseNorm(3), nn.ConvTranspose2d(4, 9, 2, stride=2), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(144, 3),
+        nn.LocalResponseNorm(3), nn.ConvTranspose2d(4, 9, 2, stride=2), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(144, 3),
     )  # fmt: skip
     xp = get_backend().xp
     for module in model.modules():
         for name in module._buffers:
             setattr(module, name, xp.asarray(getattr(module, name)))
+    return model
+
+
+def classify(model: nn.Module, batch: Any) -> minidl.Tensor:
+    return F.cross_entropy(model(minidl.Tensor(batch[0])), minidl.Tensor(batch[1]))
+
+
+def batches(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
-    x, t = rng.standard_normal((4, 1, 8, 8)).astype(np.float32), np.array([0, 1, 2, 0])
+    sizes = [4] * (count - 1) + [3]  # the last is smaller, as loaders give it
+    return [(rng.standard_normal((n, 1, 8, 8)).astype(np.float32), rng.integers(3, size=n)) for n in sizes]
+
+
+def trained(loss_fn: Any = classify, **options: Any) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Train for two epochs on the active backend -> losses and weights."""
+    model = network()
     optimizer = optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(minidl.Tensor(x)), minidl.Tensor(t))
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.item()))
-    return losses, {name: p.data if xp is np else p.data.get() for name, p in model.named_parameters()}
+    history = fit(model, loss_fn, optimizer, batches(4), epochs=2, progress=False, **options)
+    kept = {**dict(model.named_parameters()), "running_mean": model[1].running_mean}
+    arrays = {name: getattr(p, "data", p) if isinstance(p, minidl.Tensor) else p for name, p in kept.items()}
+    return history["loss"], {name: a if isinstance(a, np.ndarray) else a.get() for name, a in arrays.items()}
 
 
-def test_a_network_trains_as_on_the_numpy_backend(cupy: Any) -> None:
+def test_a_network_trains_as_on_the_numpy_backend_and_recorded_alike(cupy: Any) -> None:
     with minidl.use_backend("numpy"):
-        losses, weights = train()
+        losses, weights = trained()
     with stand_in.active(cupy.inner):
-        found, there = train()
+        found, there = trained()
+        again, recorded = trained(record=True)
     assert losses[-1] < losses[0]
     np.testing.assert_allclose(found, losses, 1e-4)
+    assert found == again
     for name, value in weights.items():
         np.testing.assert_allclose(there[name], value, 1e-3, 1e-4, err_msg=name)
+        np.testing.assert_array_equal(there[name], recorded[name], err_msg=name)
+
+
+def test_a_step_that_cannot_be_recorded_says_why(cupy: Any) -> None:
+    def looks(model: nn.Module, batch: Any) -> minidl.Tensor:
+        loss = classify(model, batch)
+        return loss if float(loss.item()) > 0 else -loss
+
+    with minidl.use_backend("numpy"), pytest.raises(RuntimeError, match=r"by the backend 'cupy', the active one is 'n"):
+        trained(record=True)
+    with stand_in.active(cupy.inner):
+        with pytest.raises(RuntimeError, match=r"cannot be recorded .*without looking at a number"):
+            trained(looks, record=True)
+        assert trained()[0]  # nothing is left half recorded
+
+
+def test_out_of_memory_says_what_was_wanted_and_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy, backend = stand_in.cupy(), stand_in.backend()
+    with stand_in.active(backend):
+        model = network()
+        monkeypatch.setattr(cupy.bench, "limit", 4000)
+        monkeypatch.setattr(type(backend), "memory", lambda self: (2 << 30, 1 << 29, 4 << 30))
+        many = [(np.zeros((16, 1, 8, 8), np.float32), np.zeros(16, int))]
+        with pytest.raises(MemoryError, match=r"out of GPU memory: 0.00 GiB more was wanted, 0.50 GiB of 4.00 .* 15 i"):
+            fit(model, classify, optim.SGD(model.parameters()), many, epochs=1, progress=False)
 
 
 # --- clear errors ----------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
-"""Arrays of CuPy on an NVIDIA GPU, and kernels of our own in CUDA C++ (csrc/cuda/), compiled when first used and cached.
+"""Arrays of CuPy on an NVIDIA GPU, and kernels of our own in CUDA C++ (csrc/cuda/), compiled when first used.
 
-Where the base class computes number by number CuPy does the same on the GPU; its matrix products are cuBLAS's. Everything
-else is launched here: each method works out the geometry, which travels as a structure with the launch, and the grid.
+Where the base class computes number by number CuPy does the same on the GPU; its matrix products are cuBLAS's, and it
+keeps what it compiled. The rest is launched here: each method works out the geometry, a structure that travels with the
+launch, and the grid.
 Images are (N, C, H, W) in C order; arrays of another layout are copied once. Nothing waits for the GPU but what must.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ def _blocks(threads: int, numbers: int = 1) -> tuple[int]:
 
 
 def _dense(*arrays: Any) -> Any:
-    """Give the arrays in C order; TypeError, with the remedy, for one that is not on the GPU, ValueError on another GPU."""
+    """Give the arrays in C order; TypeError for one that is not on a GPU, ValueError for one on another GPU."""
     here = cupy.cuda.Device()
     for a in arrays:
         if a is not None and not isinstance(a, cupy.ndarray):
@@ -168,7 +170,8 @@ class CupyBackend(NumpyBackend):
             raise RuntimeError(f"the backend 'cupy' is unavailable: {remedy} ({error})") from error
         if not count:
             raise RuntimeError("the backend 'cupy' is unavailable: CUDA finds no GPU (is CUDA_VISIBLE_DEVICES empty?)")
-        self._windows_there: dict[Any, Any] = {}
+        self._constants: dict[Any, Array] = {}
+        self._refills: list[Callable[[], None]] = []
 
     def describe(self) -> str:
         """Name the GPU, its memory, CuPy and the precision of products."""
@@ -187,6 +190,60 @@ class CupyBackend(NumpyBackend):
         self, file: str, name: str, real: Any, grid: tuple[int, ...], *args: Any, threads: int = THREADS
     ) -> None:
         _kernel(file, name, np.dtype(real))(grid, (threads,), args)
+
+    # A training step as one launch, and memory.
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """As NumpyBackend.record: a CUDA graph, whose memory stays its own."""
+        pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+        refills = self._refills = []
+        cupy.cuda.Device().synchronize()  # what the step reads must be there
+        self.recording = True
+        try:
+            with cupy.cuda.using_allocator(pool.malloc), stream:
+                stream.begin_capture()
+                try:
+                    run()
+                finally:
+                    graph = stream.end_capture()
+        except (cupy.cuda.runtime.CUDARuntimeError, TypeError) as error:
+            raise RuntimeError(
+                f"this step cannot be recorded ({error}): the loss must be computed on the GPU from the batch's arrays "
+                "alone, without looking at a number of it; train without record"
+            ) from error
+        finally:
+            self.recording = False
+
+        def repeat(pool: Any = pool) -> None:
+            for refill in refills:
+                refill()
+            graph.launch()
+
+        return repeat
+
+    def random_mask(self, rng: np.random.Generator, shape: Shape, p: float) -> Array:
+        """As NumpyBackend.random_mask; in a recorded step drawn anew each time it is repeated."""
+        if not self.recording:
+            return super().random_mask(rng, shape, p)
+        mask = cupy.empty(shape, np.bool_)
+        self._refills.append(lambda: mask.set(rng.random(shape, dtype=np.float32) >= p))
+        return mask  # type: ignore[no-any-return]
+
+    def constant(self, a: Array) -> Array:
+        """As NumpyBackend.constant; kept on the GPU, since few are ever asked for, and copies cannot be recorded."""
+        key = a.tobytes(), a.shape, a.dtype
+        if key not in self._constants:
+            self._constants[key] = cupy.asarray(np.ascontiguousarray(a))
+        return self._constants[key]
+
+    def number(self, a: Array) -> Any:
+        """As NumpyBackend.number; while a step is recorded it stays on the GPU."""
+        return a if self.recording else super().number(a)
+
+    def memory(self) -> tuple[int, int, int]:
+        """Give the bytes that arrays use, that are free, and that there are."""
+        pool, (free, total) = cupy.get_default_memory_pool(), cupy.cuda.Device().mem_info
+        return pool.used_bytes(), free + pool.free_bytes(), total
 
     # Convolution: see csrc/cuda/conv.cu.
 
@@ -212,7 +269,7 @@ class CupyBackend(NumpyBackend):
         lines = [
             ("conv2d", words[forward]),
             ("conv2d_grad_x", words[backward]),
-            ("conv2d_grad_w", "direct, slices in order"),
+            ("conv2d_grad_w", "direct, in slices"),
         ]
         return "\n".join(f"{name:14} {how}" for name, how in lines)
 
@@ -222,7 +279,7 @@ class CupyBackend(NumpyBackend):
         return 2 - padding[0], 2 - padding[1]
 
     def _tile(self, rows: int, columns: int, groups: int, real: Any, few: int = 99) -> tuple[str, int, int]:
-        """Choose a kernel's tile by shape -> its name, rows and columns; none where products are `few` or outputs are."""
+        """Choose a kernel's tile by shape -> its name, rows and columns; no tile where products or outputs are few."""
         if rows <= 8 or few <= 12:
             return "", 8, THREADS
         large = -(-rows // 128) * -(-columns // 128) * groups >= FULL // 2
@@ -352,7 +409,7 @@ class CupyBackend(NumpyBackend):
         g, x = _dense(g, x)
         if not g.size:
             return cupy.zeros(w_shape, g.dtype)  # type: ignore[no-any-return]
-        (n, o, oh, ow), (c, kh, kw), (h, wd), rows = g.shape, w_shape[1:], x.shape[2:], w_shape[0] // groups
+        (n, _, oh, ow), (c, kh, kw), (h, wd), rows = g.shape, w_shape[1:], x.shape[2:], w_shape[0] // groups
         taps = _forward_taps(c, h, wd, (kh, kw), dilation, 1)
         _, m, k = self._tile(max(rows, 9), len(taps), groups * 64, g.dtype)
         depth = 16 if self._tensor_cores(g.dtype) else 8  # pixels a stage
@@ -379,7 +436,7 @@ class CupyBackend(NumpyBackend):
     def _winograd_conv(
         self, x: Array, w: Array, b: Array | None, y: Array, padding: Pair, groups: int, *, flipped: bool, relu: bool
     ) -> Array:
-        """Transform, multiply, transform back into y; `flipped` turns w round for the gradient: see csrc/cuda/winograd.cu."""
+        """Transform, multiply, transform back into y: see csrc/cuda/winograd.cu; `flipped` for the gradient."""
         n, channels, rows = x.shape[0], x.shape[1] // groups, y.shape[1] // groups
         down, right = -(-y.shape[2] // 4), -(-y.shape[3] // 4)
         tiles = n * down * right
@@ -644,21 +701,18 @@ class CupyBackend(NumpyBackend):
         return y  # type: ignore[no-any-return]
 
     def _there(self, windows: Windows, size: int, real: Any) -> list[Any]:
-        """Give windows on the GPU, where they are kept: few sizes of images ever occur."""
+        """Check windows and give them on the GPU."""
         first, last, weight = windows
         wrong = (first < 0) | (last > size) | (last - first > weight.shape[1]) | (last < first)
         if wrong.any():
             raise ValueError(f"resample: window {int(np.argmax(wrong))} leaves the {size} pixels or its weights")
-        key = first.tobytes(), last.tobytes(), weight.tobytes(), real
-        if key not in self._windows_there:
-            kinds = zip(windows, (np.int32, np.int32, real), strict=True)
-            self._windows_there[key] = [cupy.asarray(np.ascontiguousarray(a, kind)) for a, kind in kinds]
-        return self._windows_there[key]  # type: ignore[no-any-return]
+        kinds = (np.int32, np.int32, real)
+        return [self.constant(a.astype(kind)) for a, kind in zip(windows, kinds, strict=True)]
 
     # Optimisers: see csrc/cuda/optim.cu.
 
     def _step(self, name: str, arrays: tuple[list[Array], ...], *options: Any) -> bool:
-        """Launch a step for all parameters, p first, g second; False where they are not all of one dtype and in C order."""
+        """Launch a step for all parameters, p first, g second; False if not all are of one dtype and in C order."""
         params, grads, *states = arrays
         if not all(
             _ready(p, *a) and all(b.flags.c_contiguous for b in (p, *a[1:])) for p, *a in zip(*arrays, strict=True)

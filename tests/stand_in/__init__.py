@@ -1,4 +1,4 @@
-"""The cupy backend for tests: the real one on a GPU, or one over the stand-in `cupy` of this folder, on any processor."""
+"""The cupy backend for tests: the real one on a GPU, or one over the stand-in `cupy` of this folder, anywhere."""
 
 from __future__ import annotations
 

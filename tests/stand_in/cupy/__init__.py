@@ -1,8 +1,8 @@
-"""A stand-in for CuPy on machines without a GPU: arrays are NumPy's underneath, kernels are compiled by g++ and run on fibers.
+"""A stand-in for CuPy without a GPU: arrays are NumPy's underneath, kernels are compiled by g++ and run on fibers.
 
-Stricter than CuPy wherever that finds mistakes: NumPy arrays are refused, device memory starts as NaN and has guards at both
-ends that no kernel may touch, and every kernel argument must have the type that the kernel declares. `bench.order` chooses
-in which order the threads of a block run, and `bench.limit` how many bytes there are.
+Stricter than CuPy wherever that finds mistakes: NumPy arrays are refused, device memory starts as NaN and has guards at
+both ends that no kernel may touch, and every kernel argument must have the type that the kernel declares. `bench.order`
+chooses in which order the threads of a block run, and `bench.limit` how many bytes there are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy import bool_, dtype, float32, float64, int32, int64, uint8, uint64  # noqa: F401
+from numpy import bool_, float32, float64, int32, int64, uint8, uint64
 
 HERE = Path(__file__).parents[2]
 GUARD = 64  # bytes at each end of an array
@@ -395,7 +395,7 @@ class RawModule:
         }
         tail = [
             f'extern "C" const char* launch_{name}(const bench::Launch* how, void** values) {{ return bench::run(*how, '
-            f"[](void** a) {{ {name}({', '.join(f'*({self._type(p)}*)a[{k}]' for k, p in enumerate(params))}); }}, values); }}"
+            f"[](void** a) {{ {name}({self._unpacked(params)}); }}, values); }}"
             for name, params in self.kernels.items()
         ]
         tail += [
@@ -412,6 +412,9 @@ class RawModule:
                     raise cuda.compiler.CompileException(done.stderr, source, name, self.options)
                 os.replace(f"{library}.{os.getpid()}", library)
             self.library = ctypes.CDLL(str(library))
+
+    def _unpacked(self, params: list[str]) -> str:
+        return ", ".join(f"*({self._type(p)}*)a[{k}]" for k, p in enumerate(params))
 
     def used_structs(self) -> list[str]:
         """Name the structs that kernels take by value."""
