@@ -6,6 +6,7 @@ the backend's clear errors, and the test bench itself: each kind of mistake, pla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from minidl import nn, optim
 from minidl.backends import get_backend
 from minidl.backends.numpy_backend import NumpyBackend
 from minidl.train import fit
-from tests import stand_in
+from tests import cuda_registers, stand_in
 from tests.cases import KERNEL_CASES, PoolCase, conv_arrays
 from tests.test_kernels import compute, defined
 
@@ -374,6 +375,31 @@ def test_out_of_memory_says_what_was_wanted_and_what_would_fit(monkeypatch: pyte
         many = [(np.zeros((16, 1, 8, 8), np.float32), np.zeros(16, int))]
         with pytest.raises(MemoryError, match=r"out of GPU memory: 0.00 GiB more was wanted, 0.50 GiB of 4.00 .* 15 i"):
             fit(model, classify, optim.SGD(model.parameters()), many, epochs=1, progress=False)
+
+
+# --- compiled for real GPUs --------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_registers_has_every_kernel_and_none_spills() -> None:
+    _, rows = cuda_registers.read()
+    there = {(row.file, row.kernel) for row in rows}
+    for file in cuda_registers.files():
+        text = stand_in.module().kernel_source(file)
+        names = re.findall(r'extern "C" __global__ void\s+(\w+)\(', text) + re.findall(
+            r"^(?:GATHER|WEIGH)\((\w+), ", text, re.M
+        )
+        assert names and not [name for name in names if (file, name) not in there], file
+    assert {row.architecture for row in rows} == {"sm_75", "sm_80", "sm_90"}
+    assert not [row for row in rows if row.spilled and row.architecture != "sm_75"]
+
+
+def test_a_kernel_compiles_for_a_gpu_as_the_table_says() -> None:
+    """One small file; `python -m tests.cuda_registers` compiles all, for minutes."""
+    if not cuda_registers.version():
+        pytest.skip("no nvcc here: the kernels are compiled for GPUs where there is one")
+    rows = cuda_registers.measure(["resample"], (90,))
+    assert len(rows) == 2 and cuda_registers.differences(rows) == []
+    assert cuda_registers.differences([rows[0]._replace(spilled=8)])
 
 
 # --- clear errors ----------------------------------------------------------------------------------------------------
