@@ -377,7 +377,7 @@ def test_out_of_memory_says_what_was_wanted_and_what_would_fit(monkeypatch: pyte
             fit(model, classify, optim.SGD(model.parameters()), many, epochs=1, progress=False)
 
 
-# --- compiled for real GPUs --------------------------------------------------------------------------------------------
+# --- compiled for real GPUs -------------------------------------------------------------------------------------------
 
 
 def test_the_table_of_registers_has_every_kernel_and_none_spills() -> None:

@@ -68,7 +68,7 @@ def losses(task: str, dtype: Any, **options: Any) -> list[float]:
             F.mse_loss(model(x), x) if task == "stellar spectra" else F.binary_cross_entropy_with_logits(model(x), mask)
         )
 
-    optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
     return minidl.train.fit(model, loss_fn, optimizer, [batch], epochs=5, progress=False, **options)["loss"]
 
 
