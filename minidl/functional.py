@@ -388,7 +388,7 @@ def take_along_dim(backend: Any, x: Array, index: Array, dim: int) -> Any:
 
     def grad(g: Array) -> Array:
         out = xp.zeros_like(x)
-        grid = list(xp.indices(x.shape, sparse=True))
+        grid = [xp.arange(n).reshape([-1 if k == d else 1 for d in range(x.ndim)]) for k, n in enumerate(x.shape)]
         grid[dim] = index
         xp.add.at(out, tuple(grid), g)
         return out
@@ -462,7 +462,7 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
 @op
 def permute(backend: Any, x: Array, dims: Sequence[int]) -> Any:
     """The dimensions in another order: y.shape[k] = x.shape[dims[k]]."""
-    return x.transpose(dims), lambda g: g.transpose(np.argsort([d % x.ndim for d in dims]))
+    return x.transpose(dims), lambda g: g.transpose(np.argsort([d % x.ndim for d in dims]).tolist())
 
 
 def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
@@ -490,7 +490,9 @@ def _getitem(backend: Any, x: Array, index: tuple[Any, ...]) -> Any:
 
 def getitem(x: Tensor, index: Any) -> Tensor:
     """x[index] with numbers, slices, None, `...`, integer and boolean arrays, as in NumPy."""
-    parts = tuple(i.data if isinstance(i, Tensor) else i for i in (index if isinstance(index, tuple) else (index,)))
+    each = index if isinstance(index, tuple) else (index,)
+    arrays = (i.data if isinstance(i, Tensor) else i for i in each)
+    parts = tuple(get_backend().xp.asarray(i) if isinstance(i, np.ndarray) else i for i in arrays)
     return _getitem(x, parts)
 
 

@@ -156,6 +156,23 @@ def _table(offset: Array, down: Array, right: Array, weight: Array, multiple: in
     return cupy.asarray(np.concatenate([taps, np.tile(np.array([[0, 1 << 29, 0, -1]], np.int32), (missing, 1))]))
 
 
+class _NoUploads:
+    """CuPy while a step is recorded: an upload would be recorded with the memory it came from, which does not stay."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(cupy, name)
+
+    def asarray(self, a: Any, **options: Any) -> Any:
+        """As cupy.asarray, for what is on the GPU."""
+        if not isinstance(a, cupy.ndarray):
+            raise TypeError(f"{type(a).__name__} is not on the GPU")
+        return cupy.asarray(a, **options)
+
+    def array(self, a: Any, **options: Any) -> Any:
+        """As cupy.array, for what is on the GPU."""
+        return cupy.array(self.asarray(a), **options)
+
+
 class CupyBackend(NumpyBackend):
     """Computes on the current GPU; arrays are CuPy's."""
 
@@ -198,7 +215,7 @@ class CupyBackend(NumpyBackend):
         pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
         refills = self._refills = []
         cupy.cuda.Device().synchronize()  # what the step reads must be there
-        self.recording = True
+        self.recording, self.xp = True, _NoUploads()
         try:
             with cupy.cuda.using_allocator(pool.malloc), stream:
                 stream.begin_capture()
@@ -212,7 +229,7 @@ class CupyBackend(NumpyBackend):
                 "alone, without looking at a number of it; train without record"
             ) from error
         finally:
-            self.recording = False
+            self.recording, self.xp = False, cupy
 
         def repeat(pool: Any = pool) -> None:
             for refill in refills:
