@@ -73,7 +73,7 @@ def address(compiler: str, where: Path, examples: int) -> bool:
         return False
     chosen = [test for test in TESTS if (where / test).exists()]
     command = [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    if run([*command, "-k", "cpp or not backend", *chosen], where, **environment).returncode:
+    if run([*command, "-k", "(cpp or not backend) and not processor", *chosen], where, **environment).returncode:
         return False
     return cuda(command, where, environment)
 

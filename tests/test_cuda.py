@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -456,6 +457,22 @@ def test_arrays_that_are_not_on_the_gpu_are_refused() -> None:
         stand_in.backend().local_response_norm(x, 3, 1.0, 0.75, 1.0)
 
 
+def test_arrays_on_two_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = stand_in.cupy()
+    x = cupy.zeros((1, 3, 4, 4), np.float32)
+    other = cupy.cuda.Device()
+    other.id = 1
+    monkeypatch.setattr(cupy.Device, "__eq__", lambda self, second: self.id == second.id)
+    monkeypatch.setattr(cupy.ndarray, "device", other)
+    with pytest.raises(ValueError, match="an array lies on GPU 1, the current one is GPU 0"):
+        stand_in.backend().local_response_norm(x, 3, 1.0, 0.75, 1.0)
+
+
+def test_images_too_large_for_the_table_of_taps_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fewer than 2\^29 numbers"):
+        stand_in.module()._forward_taps(2, 1 << 15, 1 << 15, (1, 1), (1, 1), 1)
+
+
 def test_a_kernel_that_does_not_compile_shows_file_line_and_log(monkeypatch: pytest.MonkeyPatch) -> None:
     module = stand_in.module()
     line = 1 + module.kernel_source("lrn").split('"csrc/cuda/lrn.cu"\n')[1].count("\n")
@@ -496,9 +513,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, file: str, right: str, wrong: str, at
         return text + wrong if at_end else text.replace(right, wrong)
 
     monkeypatch.setattr(module, "kernel_source", changed)
-    module._module.cache_clear(), module._kernel.cache_clear()
-    monkeypatch.setattr(module, "_kernel", module._kernel.__wrapped__)  # what is planted must not be kept
-    monkeypatch.setattr(module, "_module", module._module.__wrapped__)
+    for kept in ("_kernel", "_module"):  # what is planted must not be kept
+        monkeypatch.setattr(module, kept, cache(getattr(module, kept).__wrapped__))
 
 
 def caught(run: Any, true: np.ndarray) -> str:

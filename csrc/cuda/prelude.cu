@@ -41,7 +41,8 @@ template <int N>
 __device__ inline void copy_async(real* to, const real* from, bool inside) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
-                 "n"(N * (int)sizeof(real)), "r"(inside ? N * (int)sizeof(real) : 0));
+                 "n"(N * (int)sizeof(real)), "r"(inside ? N * (int)sizeof(real) : 0)
+                 : "memory");
 #else
     Vector<N> v = {};
     if (inside) v = *reinterpret_cast<const Vector<N>*>(from);

@@ -36,7 +36,7 @@ from .numpy_backend import (
     pool2d_size,
 )
 
-THREADS = 256  # a block, unless a kernel says otherwise
+THREADS = 256  # a block
 FULL = 256  # blocks that keep a large GPU busy; cuts depend on shapes alone, so that results do
 MANY, BLOCK = 80, 2048  # parameters a launch and numbers a block of csrc/cuda/optim.cu
 
@@ -151,7 +151,10 @@ def _backward_taps(
 
 def _table(offset: Array, down: Array, right: Array, weight: Array, multiple: int) -> Any:
     """Put the columns side by side and pad with products that lie outside of every image."""
-    taps = np.stack([offset, down, right, weight], axis=1).astype(np.int32)
+    taps = np.stack([offset, down, right, weight], axis=1)
+    if np.abs(taps).max(initial=0) >= 1 << 29:
+        raise ValueError("a convolution on a GPU takes images of fewer than 2^29 numbers: cut them into pieces")
+    taps = taps.astype(np.int32)
     missing = -len(taps) % multiple if len(taps) else multiple
     return cupy.asarray(np.concatenate([taps, np.tile(np.array([[0, 1 << 29, 0, -1]], np.int32), (missing, 1))]))
 
@@ -203,10 +206,8 @@ class CupyBackend(NumpyBackend):
         """The GPU's compute capability, such as 90."""
         return int(cupy.cuda.Device().compute_capability)
 
-    def _launch(
-        self, file: str, name: str, real: Any, grid: tuple[int, ...], *args: Any, threads: int = THREADS
-    ) -> None:
-        _kernel(file, name, np.dtype(real))(grid, (threads,), args)
+    def _launch(self, file: str, name: str, real: Any, grid: tuple[int, ...], *args: Any) -> None:
+        _kernel(file, name, np.dtype(real))(grid, (THREADS,), args)
 
     # A training step as one launch, and memory.
 
