@@ -18,7 +18,8 @@
 // are those that meet that phase. Nothing is multiplied by a zero that a stride put there.
 // Register and spill counts: tests/cuda_registers.txt. Shares of the ceiling: benchmarks/README.md.
 
-struct Tap { int offset, down, right, weight; }; // in the image, from the window's corner; in the weights (padding: −1)
+// In the image, from the corner of the window; in the weights (padding: −1). Aligned, so that it is read at once.
+struct __align__(16) Tap { int offset, down, right, weight; };
 
 struct Gather {
     int images, groups, rows, taps;      // of one group: outputs, and products of each (padded)
