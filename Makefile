@@ -24,8 +24,9 @@ lint: $(STAMP) ## style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-sanitize: $(STAMP) ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+sanitize: $(STAMP) ## the C++ and CUDA kernels under sanitizers; the CUDA kernels compiled for GPUs, where nvcc is
 	$(PY) -m tests.sanitize
+	$(PY) -m tests.cuda_registers
 
 bench: $(STAMP) ## convolutions and whole training steps beside PyTorch, NumPy and Numba
 	$(PY) -m benchmarks.cpu --quick

@@ -6,11 +6,13 @@ MINIDL_REQUIRE=numpy,cpp  a failed build is an error;   MINIDL_NATIVE=1  optimis
 
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 # Files that are compiled for newer processors; which of them runs is decided at run time (csrc/cpu/simd.hpp).
 LEVELS = {
@@ -82,6 +84,16 @@ class BuildKernels(build_ext):
         return flags + (LEVELS.get(Path(source).name, []) if x86 else [])
 
 
+class WithCuda(build_py):
+    """Puts the CUDA kernels, which are compiled where they run, into the package."""
+
+    def run(self):
+        """Copy csrc/cuda to minidl/cuda; an editable install reads them where they are."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("csrc/cuda", Path(self.build_lib) / "minidl" / "cuda", dirs_exist_ok=True)
+
+
 kernels = Pybind11Extension(
     "minidl._C",
     sorted(str(path) for path in [Path("csrc/bindings.cpp"), *Path("csrc/cpu").glob("*.cpp")]),
@@ -91,4 +103,4 @@ kernels = Pybind11Extension(
     cxx_std=17,
 )
 
-setup(ext_modules=[kernels], cmdclass={"build_ext": BuildKernels})
+setup(ext_modules=[kernels], cmdclass={"build_ext": BuildKernels, "build_py": WithCuda})

@@ -8,6 +8,7 @@ from .backends import (
     explain_conv,
     get_num_threads,
     set_conv_algorithm,
+    set_matmul_precision,
     set_num_threads,
     show_backends,
     use_backend,
@@ -20,7 +21,7 @@ from .tensor import Tensor, detect_anomaly, enable_grad, from_dlpack, is_grad_en
 __all__ = [
     "Tensor", "checkpoint", "concatenate", "data", "default_rng", "detect_anomaly", "draw", "enable_grad", "explain",
     "explain_conv", "from_dlpack", "functional", "get_num_threads", "init", "is_grad_enabled", "manual_seed", "metrics",
-    "models", "nn", "no_grad", "onnx", "optim", "set_conv_algorithm", "set_num_threads", "show_backends", "stack",
-    "summary", "to_dot", "train", "use_backend", "where",
+    "models", "nn", "no_grad", "onnx", "optim", "set_conv_algorithm", "set_matmul_precision", "set_num_threads",
+    "show_backends", "stack", "summary", "to_dot", "train", "use_backend", "where",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -389,7 +389,7 @@ def take_along_dim(backend: Any, x: Array, index: Array, dim: int) -> Any:
 
     def grad(g: Array) -> Array:
         out = xp.zeros_like(x)
-        grid = list(xp.indices(x.shape, sparse=True))
+        grid = [xp.arange(n).reshape([-1 if k == d else 1 for d in range(x.ndim)]) for k, n in enumerate(x.shape)]
         grid[dim] = index
         xp.add.at(out, tuple(grid), g)
         return out
@@ -463,7 +463,7 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
 @op
 def permute(backend: Any, x: Array, dims: Sequence[int]) -> Any:
     """The dimensions in another order: y.shape[k] = x.shape[dims[k]]."""
-    return x.transpose(dims), lambda g: g.transpose(np.argsort([d % x.ndim for d in dims]))
+    return x.transpose(dims), lambda g: g.transpose(np.argsort([d % x.ndim for d in dims]).tolist())
 
 
 def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
@@ -491,7 +491,9 @@ def _getitem(backend: Any, x: Array, index: tuple[Any, ...]) -> Any:
 
 def getitem(x: Tensor, index: Any) -> Tensor:
     """x[index] with numbers, slices, None, `...`, integer and boolean arrays, as in NumPy."""
-    parts = tuple(i.data if isinstance(i, Tensor) else i for i in (index if isinstance(index, tuple) else (index,)))
+    each = index if isinstance(index, tuple) else (index,)
+    arrays = (i.data if isinstance(i, Tensor) else i for i in each)
+    parts = tuple(get_backend().xp.asarray(i) if isinstance(i, np.ndarray) else i for i in arrays)
     return _getitem(x, parts)
 
 
@@ -902,7 +904,7 @@ def avg_pool2d(
     count = (
         np.multiply.outer(*counts) if divisor_override is None else np.full([len(k) for k in counts], divisor_override)
     )
-    return _avg_pool2d(x, options, get_backend().xp.asarray(count))
+    return _avg_pool2d(x, options, get_backend().constant(count))
 
 
 def avg_pool1d(
@@ -1142,8 +1144,8 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, rng: np.random.Gen
         raise ValueError(f"dropout: p is a probability between 0 and 1, not {p}")
     if not training or p == 0:
         return x
-    kept = (rng or init.default_rng()).random(x.shape, dtype=np.float32) >= p
-    return _dropout(x, get_backend().xp.asarray(kept), 1 / (1 - p) if p < 1 else 0.0)
+    kept = get_backend().random_mask(rng or init.default_rng(), x.shape, p)
+    return _dropout(x, kept, 1 / (1 - p) if p < 1 else 0.0)
 
 
 # === losses ==========================================================================================================
@@ -1186,8 +1188,8 @@ def mse_loss(backend: Any, x: Array, target: Array, reduction: str = "mean") -> 
     scale = 1 if reduction == "sum" else 1 / x.size if x.size else math.nan
     # fmt: off
     return (backend.squared_error(x, t, scale),
-            lambda g: _fold(backend.squared_error_grad(x, t, 2 * scale * float(g)), x),
-            lambda g: _fold(backend.squared_error_grad(t, x, 2 * scale * float(g)), t))
+            lambda g: _fold(backend.squared_error_grad(x, t, 2 * scale * backend.number(g)), x),
+            lambda g: _fold(backend.squared_error_grad(t, x, 2 * scale * backend.number(g)), t))
     # fmt: on
 
 
@@ -1288,7 +1290,7 @@ def _class_loss(
     if reduction != "mean":
         return _reduce(loss, reduction)
     total = counts.sum() if weight is None else w[t[counts]].sum()
-    return loss.sum() / float(total)  # type: ignore[no-any-return]
+    return loss.sum() / get_backend().number(total.astype(x.dtype))  # type: ignore[no-any-return]
 
 
 def binary_cross_entropy_with_logits(

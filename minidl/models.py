@@ -115,9 +115,9 @@ class AlexNet(nn.Module):
             if name.endswith("bias"):
                 p.data[...] = 0
             elif weights == "kaiming":
-                p.data[...] = init.kaiming_normal(p.shape, rng)
+                p.data[...] = Tensor(init.kaiming_normal(p.shape, rng)).data  # where the active backend computes
             else:
-                p.data[...] = init.normal(p.shape, 0.01 if p.ndim == 4 else 0.005, rng)
+                p.data[...] = Tensor(init.normal(p.shape, 0.01 if p.ndim == 4 else 0.005, rng)).data
 
     def forward(self, x: Tensor) -> Tensor:
         """classifier(features(x))."""

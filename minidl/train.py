@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checkpoint as checkpoints
+from .device import RecordedStep, out_of_memory
 from .init import default_rng
 from .lr_scheduler import LRScheduler, ReduceLROnPlateau
 from .nn import Module, evaluating
@@ -64,6 +65,7 @@ def fit(
     progress: bool = True,
     stop: Callable[[History], bool] | None = None,
     callback: Callable[[History], object] | None = None,
+    record: bool = False,
 ) -> History:
     """Train `model` until it has seen `epochs` epochs; returns the history. The model is left in eval mode.
 
@@ -80,8 +82,13 @@ def fit(
     interrupted. For this, random numbers must come from `minidl.default_rng()`, a module's attribute `rng`, or a
     DataLoader.
 
+    With `record`, on the cupy backend, each step's forward and backward pass is one launch (a CUDA graph), recorded at
+    the second batch of a shape: for small networks, whose time goes into launches. `loss_fn` then gets arrays on the
+    GPU, and must compute with them alone.
+
     Raises FloatingPointError when a loss becomes NaN or infinite, ValueError for options that contradict each other or
-    a checkpoint that does not fit.
+    a checkpoint that does not fit, RuntimeError where a step cannot be recorded, MemoryError, with the batch that would
+    fit, when a GPU's memory runs out.
     """
     metrics = dict(metrics or {})
     columns = {"loss"} if val_loader is None else {"loss", "val_loss", *(f"val_{name}" for name in metrics)}
@@ -102,12 +109,14 @@ def fit(
     if resume and checkpoint is not None:
         history, best = _resume(checkpoint, model, optimizer, scheduler, loaders)
 
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    step = RecordedStep(model, loss_fn, params) if record else None
     sign = 1 if mode == "min" else -1
     while len(history.epochs) < epochs and not _stops_early(history, patience if monitored else None, stop):
         start = time.perf_counter()
         epoch = len(history.epochs) + 1
         row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
-        row["loss"] = _train_epoch(model, loss_fn, optimizer, train_loader, clip_norm, progress, epoch, epochs)
+        row["loss"] = _train_epoch(model, loss_fn, optimizer, train_loader, clip_norm, progress, epoch, epochs, step)
         if val_loader is not None:
             row |= {f"val_{name}": value for name, value in evaluate(model, loss_fn, val_loader, metrics).items()}
             _check_loss(row["val_loss"], f"epoch {epoch}, validation")
@@ -179,6 +188,7 @@ def _train_epoch(
     progress: bool,
     epoch: int,
     epochs: int,
+    step: RecordedStep | None = None,
 ) -> float:
     """One pass over the loader -> the mean loss of its samples, each as the model was when it saw them."""
     from tqdm import tqdm  # type: ignore[import-untyped]
@@ -190,10 +200,12 @@ def _train_epoch(
     with tqdm(loader, f"epoch {epoch}/{epochs}", unit="batch", leave=False, disable=None if progress else True) as bar:
         for number, batch in enumerate(bar, start=1):
             optimizer.zero_grad()
-            loss = loss_fn(model, batch)
-            value = float(loss.item())
-            _check_loss(value, f"epoch {epoch}, batch {number}")
-            loss.backward()
+            where = f"epoch {epoch}, batch {number}"
+            try:
+                value = _step(model, loss_fn, batch, where) if step is None else step(batch)
+            except MemoryError as error:
+                raise out_of_memory(error, len(batch[0])) from error
+            _check_loss(value, where)
             if clip_norm is not None:
                 clip_grad_norm_(params, clip_norm)
             optimizer.step()
@@ -202,6 +214,15 @@ def _train_epoch(
     if count == 0:
         raise ValueError("nothing to train on: the loader gave no samples")
     return total / count
+
+
+def _step(model: Module, loss_fn: Loss, batch: tuple[Array, ...], where: str) -> float:
+    """Forward and backward -> the loss."""
+    loss = loss_fn(model, batch)
+    value = float(loss.item())
+    _check_loss(value, where)  # before backward, which detect_anomaly would blame
+    loss.backward()
+    return value
 
 
 def _check_loss(value: float, where: str) -> None:

@@ -1,8 +1,9 @@
 """Run the C++ kernels under the compiler's sanitizers: python -m tests.sanitize [--examples 2000].
 
 AddressSanitizer and UndefinedBehaviorSanitizer: an extension built for them in a folder of its own runs the table of
-cases, random shapes and every other kernel test. ThreadSanitizer: a C++ program (threads.cpp) uses the pool, the
-buffers and a kernel from several threads at once. AddressSanitizer and ThreadSanitizer must also catch an error planted
+cases, random shapes and every other kernel test; the CUDA kernels, compiled for the processor, run theirs.
+ThreadSanitizer: a C++ program (threads.cpp) uses the pool, the buffers and a kernel from several threads at once.
+AddressSanitizer and ThreadSanitizer must also catch an error planted
 for them, else a clean run proves nothing.
 """
 
@@ -24,6 +25,13 @@ TESTS = [
     "tests/test_memory_kernels.py",
     "tests/test_dense.py",
 ]
+PLANTED = """
+from tests import stand_in
+cupy = stand_in.cupy()
+code = 'extern "C" __global__ void copy(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x + 1]; }'
+x = cupy.zeros(32, "f4")
+cupy.RawModule(code=code).get_function("copy")((1,), (32,), (x, cupy.empty(32, "f4")))
+"""
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
 
 
@@ -61,11 +69,26 @@ def address(compiler: str, where: Path, examples: int) -> bool:
         [sys.executable, "-c", planted], cwd=where, env=os.environ | environment, capture_output=True, text=True
     )
     if "heap-buffer-overflow" not in caught.stderr:
-        print(f"AddressSanitizer missed a planted error: {caught.stderr[-2000:]}")
+        print(f"AddressSanitizer missed a planted error: {caught.stderr[:3000]}")
         return False
     chosen = [test for test in TESTS if (where / test).exists()]
     command = [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    return run([*command, "-k", "cpp or not backend", *chosen], where, **environment).returncode == 0
+    if run([*command, "-k", "(cpp or not backend) and not processor", *chosen], where, **environment).returncode:
+        return False
+    return cuda(command, where, environment)
+
+
+def cuda(command: list[str], where: Path, environment: dict[str, str]) -> bool:
+    """Run the CUDA kernels on the processor under the same sanitizers; a planted step too far must be caught."""
+    environment = environment | {"MINIDL_CUDA_FLAGS": f"-O1 {FLAGS}", "MINIDL_CUDA_CACHE": str(where / "kernels")}
+    caught = subprocess.run(
+        [sys.executable, "-c", PLANTED], cwd=where, env=os.environ | environment, capture_output=True, text=True
+    )
+    if "use-after-poison" not in caught.stderr:
+        print(f"AddressSanitizer missed a planted error in a CUDA kernel: {caught.stderr[:3000]}")
+        return False
+    chosen = ["tests/test_kernels.py", "tests/test_cuda.py"]
+    return run([*command, "-k", "processor", *chosen], where, **environment).returncode == 0
 
 
 def threads(compiler: str, where: Path) -> bool:

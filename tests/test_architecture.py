@@ -27,6 +27,7 @@ FLOORS = [
         "minidl.lr_scheduler",
         "minidl.metrics",
         "minidl.data",
+        "minidl.device",
     },
     {"minidl.checkpoint"},
     {"minidl.train", "minidl.onnx", "minidl.exercises"},

@@ -11,9 +11,13 @@ import pytest
 
 from minidl.backends import get_backend, get_num_threads, numpy_backend, set_num_threads, use_backend
 from minidl.cases.kernels import KERNEL_CASES, POOL_CASES, ConvCase, PoolCase, conv_arrays, pool_array
+from tests import stand_in
 from tests.test_backends import require
 
-VARIANTS = ["numpy", "numpy:blocks", "numba", "cpp:baseline", "cpp:avx2", "cpp:avx512"]
+VARIANTS = [
+    "numpy", "numpy:blocks", "numba", "cpp:baseline", "cpp:avx2", "cpp:avx512",
+    "cupy:on a processor", pytest.param("cupy", marks=pytest.mark.gpu),
+]  # fmt: skip
 DTYPES = [np.float32, np.float64]
 
 conv_cases = pytest.mark.parametrize("case", KERNEL_CASES, ids=lambda case: case.name)
@@ -23,8 +27,14 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name
 
 @pytest.fixture(params=VARIANTS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Each backend; numpy also with blocks of a few rows, cpp with each instruction set that this processor has."""
+    """Each backend; numpy also with blocks of a few rows, cpp with each instruction set that this processor has.
+
+    cupy on a GPU by `pytest -m gpu`, and anywhere on a processor that stands in for one.
+    """
     name, _, variant = request.param.partition(":")
+    if name == "cupy" and variant:
+        yield stand_in.OnTheDevice(stand_in.backend())
+        return
     require(name)
     if variant == "blocks":
         monkeypatch.setattr(numpy_backend, "BLOCK_BYTES", 2000)
@@ -36,7 +46,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         before = _C.simd_level()
         _C.set_simd_level(variant)
     with use_backend(name):
-        yield get_backend()
+        yield stand_in.OnTheDevice(get_backend()) if name == "cupy" else get_backend()
     if name == "cpp":
         _C.set_simd_level(before)
 

@@ -19,7 +19,7 @@ from .numpy_backend import KERNELS, NumpyBackend, Shape, conv2d_shape
 
 __all__ = [
     "array_library", "backends", "explain_conv", "get_backend", "get_num_threads", "set_conv_algorithm",
-    "set_num_threads", "show_backends", "use_backend",
+    "set_matmul_precision", "set_num_threads", "show_backends", "use_backend",
 ]  # fmt: skip
 
 CONV_ALGORITHMS = ("auto", "direct", "winograd", "exact")
@@ -140,7 +140,7 @@ def get_num_threads() -> int:
 
 
 def set_conv_algorithm(name: str) -> None:
-    """Choose how the cpp backend computes convolutions; the other backends know one way only.
+    """Choose how the cpp and cupy backends compute convolutions; the other backends know one way only.
 
     "auto": by shape (`explain_conv` says how);  "direct": never a transform, errors of rounding;  "winograd": wherever
     it can be done;  "exact": float32 is summed in float64 and rounded once, two to four times slower.
@@ -149,8 +149,21 @@ def set_conv_algorithm(name: str) -> None:
     """
     if name not in CONV_ALGORITHMS:
         raise ValueError(f"there is no convolution algorithm {name!r}; there are {', '.join(CONV_ALGORITHMS)}")
+    NumpyBackend.algorithm = name
     with suppress(RuntimeError):
         _load("cpp").set_conv_algorithm(name)
+
+
+def set_matmul_precision(name: str) -> None:
+    """Choose how exact float32 products are on a GPU: "highest", as anywhere, or "high", by its tensor cores in TF32.
+
+    TF32 keeps 10 bits of each factor instead of 23, and sums in float32: errors of 1e-3 instead of 1e-6 of the largest
+    result, several times as fast. For the cupy backend's convolutions, from compute capability 8.0 on. As torch's
+    set_float32_matmul_precision. ValueError for another name.
+    """
+    if name not in ("highest", "high"):
+        raise ValueError(f"matmul precision is 'highest' or 'high', not {name!r}")
+    NumpyBackend.precision = name
 
 
 def explain_conv(

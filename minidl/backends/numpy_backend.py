@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,11 @@ class NumpyBackend:
 
     name = "numpy"
     xp: Any = np
-    threads = default_threads()  # of this class, so shared by all backends; set by minidl.set_num_threads
+    # Of this class, so shared by all backends: minidl.set_num_threads, set_conv_algorithm and set_matmul_precision.
+    threads = default_threads()
+    algorithm = os.environ.get("MINIDL_CONV", "auto")
+    precision = "highest"
+    recording = False  # while a GPU's work is recorded to be repeated, nothing may wait for its numbers
 
     def describe(self) -> str:
         """Say in a few words what computes: versions, vector instructions, threads."""
@@ -164,6 +168,31 @@ class NumpyBackend:
     def explain_conv(self, x_shape: Shape, w_shape: Shape, **options: Any) -> str:
         """Say which algorithm computes a convolution and its gradients, and why."""
         return f"{self.name}: direct, the only way of this backend"
+
+    # What a GPU does in its own way.
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Record what run() launches, without doing it -> a function that does it all, each time on the same arrays.
+
+        RuntimeError where nothing can be recorded: here there are no launches to save.
+        """
+        raise RuntimeError(f"steps are recorded on a GPU by the backend 'cupy', the active one is {self.name!r}")
+
+    def random_mask(self, rng: np.random.Generator, shape: Shape, p: float) -> Array:
+        """Draw an array of bool, each False with probability p."""
+        return self.xp.asarray(rng.random(shape, dtype=np.float32) >= p)  # type: ignore[no-any-return]
+
+    def constant(self, a: Array) -> Array:
+        """Give a small array of NumPy's where this backend computes; the same numbers may come again."""
+        return self.xp.asarray(a)  # type: ignore[no-any-return]
+
+    def number(self, a: Array) -> Any:
+        """Give the one number of an array as kernels take it."""
+        return float(a)
+
+    def memory(self) -> tuple[int, int, int] | None:
+        """Give the bytes that arrays use, that are free, and that there are; None where that is the system's affair."""
+        return None
 
     # Unfolding. A window is a row of `cols`; the convolution of a block of output rows is then w · cols.
 
