@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def test_settings_suit_the_network_unless_chosen():
         ({"network": "lstm"}, "--network lstm: one of tanh"),
         ({"grid": "600"}, "--grid 600"),
         ({"use": "test"}, "--use test"),
+        ({"draw": "best"}, "--draw best"),
         ({"corrupt": "x"}, "--corrupt x"),
         ({"labels": -1}, "cannot be negative"),
         ({"members": 0}, "must be positive"),
@@ -91,8 +93,22 @@ def test_a_thinned_training_part_keeps_the_shares(stars, n):
     assert set(few) != set(network.thinned(stars, index, n, seed=2))
     have, want = (np.bincount(stars.classes()[i], minlength=7) for i in (few, index))
     assert (have > 0).all() and np.abs(have - want * n / len(index)).max() <= 2.5
+    even = network.thinned(stars, index, n, seed=1, draw="even")
+    have, want = (np.bincount((stars.codes()[i] // 100).astype(int), minlength=90) for i in (even, index))
+    assert len(set(even)) == n and (np.bincount(stars.classes()[even], minlength=7) > 0).all()
+    assert have.max() <= 1 + (n > (want > 0).sum())  # a subclass again only after all others
     with pytest.raises(InputError, match="has only"):
         network.parts(stars, Settings(labels=10_000))
+
+
+def test_an_even_draw_takes_full_types_only(stars):
+    types = [t._replace(lum=None) if i % 3 else t for i, t in enumerate(stars.types)]
+    unsure = replace(stars, types=types)
+    drawn = unsure.take(network.parts(unsure, Settings(labels=30, draw="even"))["train"])
+    assert len(drawn) == 30 and (drawn.luminosities() >= 0).all()
+    full = unsure.take(network.parts(unsure, Settings())["train"]).luminosities() >= 0
+    with pytest.raises(InputError, match=f"has only {full.sum()} "):
+        network.parts(unsure, Settings(labels=int(full.sum()) + 1, draw="even"))
 
 
 def test_the_leading_library_is_shown_three_times(stars):
