@@ -37,10 +37,16 @@ def draw(results: dict[str, evaluate.Result], meta: dict[str, Any], out: Path) -
     figures = [
         ("predicted_against_catalogue", _against(results), f"Predicted against catalogued type ({kind})."),
         ("residuals", _residuals(result, kind), f"Errors of the code ({kind}): how they are spread, and where."),
-        ("confusion", _confusion(evaluate.confusion(result), CLASSES, "class", kind),
-         f"Which class was taken for which ({kind})."),
-        ("luminosity", _confusion(evaluate.luminosity_confusion(result), LUMINOSITIES, "luminosity class", kind),
-         f"Which luminosity class, I to V, was taken for which ({kind})."),
+        (
+            "confusion",
+            _confusion(evaluate.confusion(result), CLASSES, "class", kind),
+            f"Which class was taken for which ({kind}).",
+        ),
+        (
+            "luminosity",
+            _confusion(evaluate.luminosity_confusion(result), LUMINOSITIES, "luminosity class", kind),
+            f"Which luminosity class, I to V, was taken for which ({kind}).",
+        ),
         ("examples", _examples(result, kind), f"One test spectrum of each class ({kind}): catalogue -> prediction."),
         ("training", _training(meta), f"Training and validation ({meta['data']} spectra)."),
     ]

@@ -34,6 +34,7 @@ USES = ("train", "validation", "all")
 OUTPUTS = 1 + len(CLASSES) + len(LUMINOSITIES)
 COMPONENTS = 12  # principal components that fill gaps
 FILLINGS = 16  # ways to fill a gap, to see how far it leaves the code open
+STRETCH = 2.5  # of their scatter: what components leave unexplained is alike in neighbours, no white noise (README)
 LEAD = 3  # how often an epoch shows the spectra of the leading library
 MIDDLE, SCALE = 4500.0, 1000.0  # the network learns (code − 4500)/1000, about −3..3
 
@@ -232,8 +233,8 @@ def star_loss(model: nn.Module, batch: tuple[np.ndarray, ...], class_weight: np.
 class Prediction(NamedTuple):
     """Of N spectra: code (N,); p_class (N, 7); p_luminosity (N, 5); spread (N,): error of the code, 1 σ.
 
-    The error is √(spread of the members² + spread over fillings of the gaps² + floor²); the floor makes it hold 68 % of
-    stars that were not trained on.
+    The error is √(spread of the members² + `gap_error`² + floor²); the floor makes it hold 68 % of stars that were not
+    trained on.
     """
 
     code: np.ndarray
@@ -255,13 +256,13 @@ def gap_error(model: StarNetwork, flux: np.ndarray) -> np.ndarray:
     """How far the code is open because something was not measured: flux (N, bins) with NaN -> (N,), code units.
 
     Each gap is filled in `FILLINGS` ways, as far apart as the components leave it open (multiple imputation, Rubin
-    1987); the scatter of the codes is the error. 0 where all was measured.
+    1987); the error is the scatter of the codes times `STRETCH`. 0 where all was measured.
     """
     error = np.zeros(len(flux))
     for i in np.flatnonzero(~np.isfinite(flux).all(1)):
         rng = np.random.default_rng(0)  # the same for each star, whatever stands beside it
         ways = np.concatenate([model.fill(flux[i : i + 1], rng) for _ in range(FILLINGS)])
-        error[i] = SCALE * _outputs(model, ways)[:, :, 0].mean(0).std(ddof=1)
+        error[i] = STRETCH * SCALE * _outputs(model, ways)[:, :, 0].mean(0).std(ddof=1)
     return error
 
 

@@ -39,8 +39,16 @@ PRETRAINING = {  # what an autoencoder had to do before it saw a label
     "masks": "filling in masked stretches",
 }
 LABELS = {25: 200, 50: 120, 100: 70, 400: 25, 1400: 12}  # labelled spectra: epochs, for 200 to 500 steps each
+GAPS = {  # bins taken away
+    "nothing": CENTRES < 0,
+    "to 4480 Å": CENTRES < 4480,
+    "to 5000 Å": CENTRES < 5000,
+    "4600 to 5400 Å": np.abs(CENTRES - 5000) < 400,
+    "from 5700 Å": CENTRES > 5700,
+}
 CROSSINGS: list[tuple[str, list[str], list[str], dict[str, Any]]] = [  # name, trained on, tested on, settings
     ("158 of MILES", ["miles"], [LEADING, "stelib"], {"labels": 158}),  # as many as Jacoby's atlas has
+    ("158 of MILES, drawn evenly", ["miles"], [LEADING, "stelib"], {"labels": 158, "draw": "even"}),
     ("158 of MILES, jitter 4", ["miles"], [LEADING, "stelib"], {"labels": 158, "jitter": 4.0}),
     ("MILES", ["miles"], ["stelib", LEADING], {}),
     ("A: MILES + STELIB + templates", ["miles", "stelib", TEMPLATES], [LEADING], {}),
@@ -136,16 +144,17 @@ def predict_folds(
 ) -> tuple[Stars, Prediction]:
     """Every spectrum of CFLIB, MILES and STELIB by a network that has not seen its star, after `change`.
 
-    With `floor` the predicted errors get the floor that the other folds' errors ask for, so that no star measures its
-    own; else they are the members' spread.
+    With `floor` the predicted errors get the floor that the other folds' errors, before the change, ask for, so that
+    no star measures its own; else they are the members' spread and what gaps leave open.
     """
-    parts, predictions = [], []
+    parts, unchanged, predictions = [], [], []
     for fold, (model, part) in enumerate(_folds(study, kind, how)):
         rng = np.random.default_rng(fold)
-        predictions.append(network.apply(model, change(part.flux, rng) if change else part.flux))
+        unchanged.append(network.apply(model, part.flux))
+        predictions.append(network.apply(model, change(part.flux, rng)) if change else unchanged[-1])
         parts.append(part)
-    errors = [p.code - part.codes() for p, part in zip(predictions, parts, strict=True)]
-    spreads = [p.spread for p in predictions]
+    errors = [p.code - part.codes() for p, part in zip(unchanged, parts, strict=True)]
+    spreads = [p.spread for p in unchanged]
     strange = [np.array([name != LEADING for name in part.libraries]) for part in parts]
     for k, prediction in enumerate(predictions if floor else []):
         others = [i for i in range(len(parts)) if i != k]
@@ -164,6 +173,11 @@ def reddened(excess: float, flux: np.ndarray, rng: np.random.Generator) -> np.nd
     """Put dust of E(B−V) = `excess` before stars: (N, 580), 1 at 5550 Å, law of Cardelli et al. 1989, R = 3.1."""
     magnitudes = excess * (extinction(CENTRES) - extinction(np.array([5550.0])))
     return (flux * 10 ** (-0.4 * magnitudes)).astype(np.float32)
+
+
+def cut(gap: np.ndarray, flux: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Take away what was measured: gap (580,) bool, flux (N, 580) -> (N, 580) with NaN there."""
+    return np.where(gap, np.float32(np.nan), flux)
 
 
 def within(r: Result) -> float:
