@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from examples.common import InputError, run_command
-from examples.stellar_spectra import data, evaluate, lines, network, ship, study, unlabelled
+from examples.stellar_spectra import data, evaluate, lines, network, reproduce, ship, study, unlabelled
 from examples.stellar_spectra.__main__ import WEIGHTS, run
 from examples.stellar_spectra.network import Settings
 from examples.stellar_spectra.preprocess import GRIDS
@@ -338,6 +338,18 @@ def test_shipping_writes_weights_and_a_card_that_belongs_to_them(studied, folder
     words = ["autoencoder", "--data", folder, "--pretrain", 1, "--libraries", "stelib", "--out", tmp_path / "ae"]
     assert command(*words) == 0
     assert len(list((tmp_path / "ae").glob("*.png"))) == 4
+
+
+def test_the_report_shows_both_networks(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "PRESETS", {k: {"epochs": 1, "members": 1, "hidden": 8} for k in network.NETWORKS})
+    monkeypatch.setattr(reproduce, "_data", lambda seed: (folder, True))
+    drawn = []
+    monkeypatch.setattr(evaluate, "write", lambda r, m, out, overwrite: drawn.append(out) or [(out, "a"), (out, "b")])
+    section = reproduce.reproduce(tmp_path, seed=1)
+    titles = [table.title for table in section.tables]
+    assert sum("twenty tanh" in t for t in titles) == 5 and sum("convnet" in t for t in titles) == 1
+    assert drawn == [tmp_path / "tanh", tmp_path / "cnn"] and len(section.figures) == 3
+    assert [network.load(tmp_path / f"{kind}.safetensors")[1]["settings"]["seed"] for kind in ("tanh", "cnn")] == [1, 1]
 
 
 # --- the weights that are shipped ----------------------------------------------------------------------------------

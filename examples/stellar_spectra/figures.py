@@ -119,7 +119,7 @@ def _confusion(matrix: np.ndarray, names: Sequence[str], what: str, kind: str) -
     ax.set_xticks(range(len(names)), names)
     ax.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, matrix.sum(1), strict=True)])
     ax.set(xlabel=f"predicted {what}", ylabel=f"{what} in the catalogue (stars)")
-    right = np.trace(matrix) / max(matrix.sum(), 1)
+    right = np.trace(matrix) / (matrix.sum() or np.nan)
     ax.set_title(f"Confusion, {what}: {right:.3f} right\n({kind})")
     figure.colorbar(image, label="share of the row", shrink=0.85)
     return figure
