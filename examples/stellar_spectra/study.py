@@ -1,8 +1,9 @@
 """The study: which network, which stars to learn from, how much light, how many labels.
 
-`python -m examples.stellar_spectra study --out study` trains everything again, about half an hour of one processor, a
-part at a time and going on where it stopped: each training adds its lines to `runs.csv`; tables and figures are made
-of them. Nothing is chosen here by what a test says; the settings were chosen on validation parts (README).
+`python -m examples.stellar_spectra study --out study` trains everything again, three quarters of an hour of one
+processor, a part at a time and going on where it stopped: each training adds its lines to `runs.csv`; tables and
+figures are made of them. Nothing is chosen here by what a test says; the settings were chosen on validation parts
+(README).
 """
 
 from __future__ import annotations
