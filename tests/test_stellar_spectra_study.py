@@ -253,6 +253,7 @@ def test_hiding_what_the_network_looks_at_moves_the_code(stars):
 # --- the whole study, on few simulated stars -----------------------------------------------------------------------
 
 
+PRETRAINING = {"none": "none", "nothing": "rebuilding"}
 CROSSINGS = [("CFLIB", ["cflib_dev"], ["miles"], {}), ("30 of MILES", ["miles"], ["cflib_dev"], {"labels": 30})]
 
 
@@ -263,6 +264,7 @@ def studied(folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "PRESETS", {k: {"epochs": 1, "members": 1, "hidden": 8} for k in network.NETWORKS})
         patch.setattr(study, "LABELS", {10: 1, 40: 1})
+        patch.setattr(study, "PRETRAINING", PRETRAINING)
         patch.setattr(study, "CROSSINGS", CROSSINGS)
         patch.setattr(study, "NETWORKS", [("tanh", "5550"), ("cnn", "5550"), ("tanh", "continuum")])
         assert command("study", "--data", folder, "--out", out, "--seeds", 2) == 0
@@ -286,6 +288,7 @@ def test_the_study_tests_no_star_that_it_trained_on(studied, folder, stars):
 
 def test_a_study_goes_on_where_it_stopped(studied, folder, capsys, monkeypatch):
     monkeypatch.setattr(study, "LABELS", {10: 1, 40: 1})
+    monkeypatch.setattr(study, "PRETRAINING", PRETRAINING)
     monkeypatch.setattr(study, "CROSSINGS", CROSSINGS)
     monkeypatch.setattr(study, "NETWORKS", [("tanh", "5550"), ("cnn", "5550"), ("tanh", "continuum")])
     monkeypatch.setattr(network, "train", None)  # nothing is left to train
