@@ -326,12 +326,14 @@ def test_the_gain_of_pre_training_is_taken_seed_by_seed():
 
 def test_shipping_writes_weights_and_a_card_that_belongs_to_them(studied, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(network, "PRESETS", {k: {"epochs": 1, "members": 1, "hidden": 8} for k in network.NETWORKS})
+    monkeypatch.setattr(ship, "GAPS", {"to 4480 Å": GRID.centres < 4480})
     out = tmp_path / "w.safetensors"
     assert command("ship", "--data", folder, "--study", studied, "--out", out) == 0
     model, meta = network.load(out)
     assert meta["counts"]["train"] == 280 and meta["settings"]["lead"] == "cflib_dev" and float(model.floor[0]) > 0
     card = (tmp_path / ship.CARD).read_text(encoding="utf-8")
     assert hashlib.sha256(out.read_bytes()).hexdigest() in card and "Who should not use it" in card
+    assert "| to 4480 Å | 0.80 |" in card
     assert (
         command("lines", "--data", folder, "--weights", out, "--out", tmp_path / "lines", "--libraries", "stelib") == 0
     )
