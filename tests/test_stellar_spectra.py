@@ -25,6 +25,7 @@ from examples.stellar_spectra import codes, data, evaluate, fetch, network, pred
 from examples.stellar_spectra.__main__ import WEIGHTS, run
 from examples.stellar_spectra.codes import CLASSES, LUMINOSITIES, SpectralType
 from examples.stellar_spectra.preprocess import CENTRES, GRIDS, Spectrum
+from minidl import nn
 
 fits = pytest.importorskip("astropy.io.fits")
 
@@ -573,7 +574,8 @@ def test_from_simulation_to_prediction(simulated, weights, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "simulated" in text and "[second-hand]" in text and "Sharma" in text
     assert {p.name for p in out.glob("*.png")} == {
-        "predicted_against_catalogue.png", "residuals.png", "confusion.png", "examples.png", "training.png"
+        "predicted_against_catalogue.png", "residuals.png", "confusion.png", "luminosity.png", "examples.png",
+        "training.png",
     }  # fmt: skip
     with open(out / "errors_units.csv") as file:
         row = next(csv.DictReader(file))
@@ -654,6 +656,39 @@ def test_gaps_are_filled_from_principal_components():
     assert np.abs(filled - flux[50:]).max() <= 0.02
     with pytest.raises(InputError, match="gaps"):
         network.StarNetwork([], gappy)
+
+
+def test_a_gap_widens_the_error_by_what_it_leaves_open(monkeypatch):
+    """A network that adds up bins: the error is that of a Gaussian known in part, gᵀ(B A⁻¹ Bᵀ + σ²)g over the gap,
+    stretched 2.5 times."""
+    rng = np.random.default_rng(0)
+    shapes = np.stack([np.sin(CENTRES / 300), np.cos(CENTRES / 500), (CENTRES - 5550) / 1000])
+    flux = (2 + rng.normal(size=(60, 3)) @ shapes + 0.05 * rng.normal(size=(60, 580))).astype(np.float32)
+
+    class Adder(nn.Module):
+        def forward(self, x):
+            return (x * weight).sum(1, keepdims=True) * np.eye(1, 13, dtype=np.float32)
+
+    model = network.StarNetwork([Adder(), Adder()], flux)
+    weight = (0.01 * rng.normal(size=580) * model.scale).astype(np.float32)  # of the flux itself
+    whole = network.apply(model, flux[:3])
+    assert (network.gap_error(model, flux[:3]) == 0).all() and (whole.spread == 0).all()
+    monkeypatch.setattr(network, "FILLINGS", 500)
+    for gap in (slice(280, 300), slice(0, 300), slice(30, 580)):
+        gappy = flux[:3].copy()
+        gappy[1:, gap] = np.nan
+        known = np.isfinite(gappy[1])
+        noise = float(model.noise[0])
+        b = model.basis.astype(np.float64)
+        a = b[:, known] @ b[:, known].T / noise**2 + np.eye(len(b))
+        g = (weight / model.scale)[~known].astype(np.float64)
+        left = b[:, ~known] @ g
+        expected = 2500 * np.sqrt(left @ np.linalg.solve(a, left) + noise**2 * g @ g)
+        found = network.gap_error(model, gappy)
+        assert found[0] == 0 and np.abs(found[1:] / expected - 1).max() <= 0.12
+        model.floor[0] = 30
+        assert np.abs(network.apply(model, gappy).spread - np.hypot(found, 30)).max() <= 1e-3
+        model.floor[0] = 0
 
 
 def test_a_spectrum_at_odds_with_itself_is_called_doubtful(simulated, weights, tmp_path, capsys, monkeypatch):
@@ -1187,7 +1222,10 @@ def test_flags_mean_what_the_readme_says(real_data, tmp_path):
     for keep, most in ((CENTRES > 5000, 1.6), (CENTRES < 5500, 1.9), (CENTRES < 5200, 2.4)):
         unit = 1 if keep[330] else 7  # what holds 5550 Å is normalised there
         flux = predict.rescaled(model, unit * np.where(keep, part.flux, np.float32(np.nan)), GRIDS["580"])
-        assert 1.1 * whole < evaluate.errors(network.apply(model, flux), part)["sigma"] <= most * whole
+        prediction = network.apply(model, flux)
+        error = np.abs(prediction.code - part.codes())
+        assert 1.1 * whole < evaluate.errors(prediction, part)["sigma"] <= most * whole
+        assert 0.55 <= np.mean(error <= prediction.spread) <= 0.85  # honest about the gap, neither small nor vague
 
 
 @pytest.mark.data

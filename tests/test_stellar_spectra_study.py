@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from examples.common import InputError, run_command
-from examples.stellar_spectra import data, evaluate, lines, network, ship, study, unlabelled
+from examples.stellar_spectra import data, evaluate, lines, network, reproduce, ship, study, unlabelled
 from examples.stellar_spectra.__main__ import WEIGHTS, run
 from examples.stellar_spectra.network import Settings
 from examples.stellar_spectra.preprocess import GRIDS
@@ -63,6 +64,7 @@ def test_settings_suit_the_network_unless_chosen():
         ({"network": "lstm"}, "--network lstm: one of tanh"),
         ({"grid": "600"}, "--grid 600"),
         ({"use": "test"}, "--use test"),
+        ({"draw": "best"}, "--draw best"),
         ({"corrupt": "x"}, "--corrupt x"),
         ({"labels": -1}, "cannot be negative"),
         ({"members": 0}, "must be positive"),
@@ -91,8 +93,22 @@ def test_a_thinned_training_part_keeps_the_shares(stars, n):
     assert set(few) != set(network.thinned(stars, index, n, seed=2))
     have, want = (np.bincount(stars.classes()[i], minlength=7) for i in (few, index))
     assert (have > 0).all() and np.abs(have - want * n / len(index)).max() <= 2.5
+    even = network.thinned(stars, index, n, seed=1, draw="even")
+    have, want = (np.bincount((stars.codes()[i] // 100).astype(int), minlength=90) for i in (even, index))
+    assert len(set(even)) == n and (np.bincount(stars.classes()[even], minlength=7) > 0).all()
+    assert have.max() <= 1 + (n > (want > 0).sum())  # a subclass again only after all others
     with pytest.raises(InputError, match="has only"):
         network.parts(stars, Settings(labels=10_000))
+
+
+def test_an_even_draw_takes_full_types_only(stars):
+    types = [t._replace(lum=None) if i % 3 else t for i, t in enumerate(stars.types)]
+    unsure = replace(stars, types=types)
+    drawn = unsure.take(network.parts(unsure, Settings(labels=30, draw="even"))["train"])
+    assert len(drawn) == 30 and (drawn.luminosities() >= 0).all()
+    full = unsure.take(network.parts(unsure, Settings())["train"]).luminosities() >= 0
+    with pytest.raises(InputError, match=f"has only {full.sum()} "):
+        network.parts(unsure, Settings(labels=int(full.sum()) + 1, draw="even"))
 
 
 def test_the_leading_library_is_shown_three_times(stars):
@@ -237,6 +253,7 @@ def test_hiding_what_the_network_looks_at_moves_the_code(stars):
 # --- the whole study, on few simulated stars -----------------------------------------------------------------------
 
 
+PRETRAINING = {"none": "none", "nothing": "rebuilding"}
 CROSSINGS = [("CFLIB", ["cflib_dev"], ["miles"], {}), ("30 of MILES", ["miles"], ["cflib_dev"], {"labels": 30})]
 
 
@@ -247,6 +264,7 @@ def studied(folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "PRESETS", {k: {"epochs": 1, "members": 1, "hidden": 8} for k in network.NETWORKS})
         patch.setattr(study, "LABELS", {10: 1, 40: 1})
+        patch.setattr(study, "PRETRAINING", PRETRAINING)
         patch.setattr(study, "CROSSINGS", CROSSINGS)
         patch.setattr(study, "NETWORKS", [("tanh", "5550"), ("cnn", "5550"), ("tanh", "continuum")])
         assert command("study", "--data", folder, "--out", out, "--seeds", 2) == 0
@@ -270,6 +288,7 @@ def test_the_study_tests_no_star_that_it_trained_on(studied, folder, stars):
 
 def test_a_study_goes_on_where_it_stopped(studied, folder, capsys, monkeypatch):
     monkeypatch.setattr(study, "LABELS", {10: 1, 40: 1})
+    monkeypatch.setattr(study, "PRETRAINING", PRETRAINING)
     monkeypatch.setattr(study, "CROSSINGS", CROSSINGS)
     monkeypatch.setattr(study, "NETWORKS", [("tanh", "5550"), ("cnn", "5550"), ("tanh", "continuum")])
     monkeypatch.setattr(network, "train", None)  # nothing is left to train
@@ -307,12 +326,14 @@ def test_the_gain_of_pre_training_is_taken_seed_by_seed():
 
 def test_shipping_writes_weights_and_a_card_that_belongs_to_them(studied, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(network, "PRESETS", {k: {"epochs": 1, "members": 1, "hidden": 8} for k in network.NETWORKS})
+    monkeypatch.setattr(ship, "GAPS", {"to 4480 Å": GRID.centres < 4480})
     out = tmp_path / "w.safetensors"
     assert command("ship", "--data", folder, "--study", studied, "--out", out) == 0
     model, meta = network.load(out)
     assert meta["counts"]["train"] == 280 and meta["settings"]["lead"] == "cflib_dev" and float(model.floor[0]) > 0
     card = (tmp_path / ship.CARD).read_text(encoding="utf-8")
     assert hashlib.sha256(out.read_bytes()).hexdigest() in card and "Who should not use it" in card
+    assert "| to 4480 Å | 0.80 |" in card
     assert (
         command("lines", "--data", folder, "--weights", out, "--out", tmp_path / "lines", "--libraries", "stelib") == 0
     )
@@ -322,6 +343,18 @@ def test_shipping_writes_weights_and_a_card_that_belongs_to_them(studied, folder
     words = ["autoencoder", "--data", folder, "--pretrain", 1, "--libraries", "stelib", "--out", tmp_path / "ae"]
     assert command(*words) == 0
     assert len(list((tmp_path / "ae").glob("*.png"))) == 4
+
+
+def test_the_report_shows_both_networks(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "PRESETS", {k: {"epochs": 1, "members": 1, "hidden": 8} for k in network.NETWORKS})
+    monkeypatch.setattr(reproduce, "_data", lambda seed: (folder, True))
+    drawn = []
+    monkeypatch.setattr(evaluate, "write", lambda r, m, out, overwrite: drawn.append(out) or [(out, "a"), (out, "b")])
+    section = reproduce.reproduce(tmp_path, seed=1)
+    titles = [table.title for table in section.tables]
+    assert sum("twenty tanh" in t for t in titles) == 5 and sum("convnet" in t for t in titles) == 1
+    assert drawn == [tmp_path / "tanh", tmp_path / "cnn"] and len(section.figures) == 3
+    assert [network.load(tmp_path / f"{kind}.safetensors")[1]["settings"]["seed"] for kind in ("tanh", "cnn")] == [1, 1]
 
 
 # --- the weights that are shipped ----------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def add_data(p: argparse.ArgumentParser) -> None:
 
 def add_settings(p: argparse.ArgumentParser) -> None:
     """Add what training depends on; an option that is not given takes the value that suits the network."""
-    from .network import CORRUPTIONS, NETWORKS, USES
+    from .network import CORRUPTIONS, DRAWS, NETWORKS, USES
 
     def add(name: str, text: str, kind: type = int, **more: Any) -> None:
         p.add_argument(name, help=text, type=None if "choices" in more else kind, default=None, **more)
@@ -143,7 +143,9 @@ def add_settings(p: argparse.ArgumentParser) -> None:
     add("--lead", "library whose types set the scale: an epoch shows its spectra three times (none)", str)
     add("--pretrain", "passes without labels over all spectra outside the test part, autoencoders only (30)")
     add("--corrupt", "what the autoencoder has to make good meanwhile (noise)", choices=CORRUPTIONS)
-    add("--labels", "train on so many spectra only, drawn class by class (all)")
+    add("--labels", "train on so many spectra only (all)")
+    add("--draw", "which: shares (each class keeps its share), even (each subclass in turn, full types only) (shares)",
+        choices=DRAWS)  # fmt: skip
     add("--use", "parts to train on, up to which: train (60 %%, the validation part chooses the epoch), validation "
         "(80 %%, all epochs), all (nothing is left to test on) (train)", choices=USES)  # fmt: skip
     add("--seed", "of the split, the first weights and the order (0)", common.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..drawing import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, save, subplots
 from . import evaluate
-from .codes import CLASSES, SUBCLASS
+from .codes import CLASSES, LUMINOSITIES, SUBCLASS
 from .preprocess import CENTRES
 
 if TYPE_CHECKING:
@@ -36,7 +37,16 @@ def draw(results: dict[str, evaluate.Result], meta: dict[str, Any], out: Path) -
     figures = [
         ("predicted_against_catalogue", _against(results), f"Predicted against catalogued type ({kind})."),
         ("residuals", _residuals(result, kind), f"Errors of the code ({kind}): how they are spread, and where."),
-        ("confusion", _confusion(result, kind), f"Which class was taken for which ({kind})."),
+        (
+            "confusion",
+            _confusion(evaluate.confusion(result), CLASSES, "class", kind),
+            f"Which class was taken for which ({kind}).",
+        ),
+        (
+            "luminosity",
+            _confusion(evaluate.luminosity_confusion(result), LUMINOSITIES, "luminosity class", kind),
+            f"Which luminosity class, I to V, was taken for which ({kind}).",
+        ),
         ("examples", _examples(result, kind), f"One test spectrum of each class ({kind}): catalogue -> prediction."),
         ("training", _training(meta), f"Training and validation ({meta['data']} spectra)."),
     ]
@@ -99,18 +109,18 @@ def _residuals(result: evaluate.Result, kind: str) -> Figure:
     return figure
 
 
-def _confusion(result: evaluate.Result, kind: str) -> Figure:
-    """Counts, coloured by the share of the row."""
-    matrix = evaluate.confusion(result)
+def _confusion(matrix: np.ndarray, names: Sequence[str], what: str, kind: str) -> Figure:
+    """Counts (K, K), rows the catalogue's, coloured by the share of the row."""
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     figure, ax = subplots(5.6, 5)
     image = ax.imshow(share, cmap="cividis", vmin=0, vmax=1)
     for i, j in np.argwhere(matrix > 0):
         ax.text(j, i, matrix[i, j], ha="center", va="center", color="black" if share[i, j] > 0.55 else "white")
-    ax.set_xticks(range(len(CLASSES)), CLASSES)
-    ax.set_yticks(range(len(CLASSES)), [f"{c} ({n})" for c, n in zip(CLASSES, matrix.sum(1), strict=True)])
-    ax.set(xlabel="predicted class", ylabel="class in the catalogue (stars)")
-    ax.set_title(f"Confusion of classes\n({kind})")
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, matrix.sum(1), strict=True)])
+    ax.set(xlabel=f"predicted {what}", ylabel=f"{what} in the catalogue (stars)")
+    right = np.trace(matrix) / (matrix.sum() or np.nan)
+    ax.set_title(f"Confusion, {what}: {right:.3f} right\n({kind})")
     figure.colorbar(image, label="share of the row", shrink=0.85)
     return figure
 
@@ -203,13 +213,11 @@ def _noise(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
 
 def _labels(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
     """Error against the number of labels; bars are standard errors over seeds."""
-    from .study import LABELS, LEADING
+    from .study import LABELS, LEADING, PRETRAINING
 
     figure, axes = subplots(9, 3.8, 1, 2, sharey=True)
     for ax, kind in zip(axes, ("autoencoder", "dense-autoencoder"), strict=True):
-        for k, (corrupt, label) in enumerate(
-            {"none": "no pre-training", "noise": "denoising", "masks": "filling in masked stretches"}.items()
-        ):
+        for k, (corrupt, task) in enumerate(PRETRAINING.items()):
             points = [
                 (n, [r["mae"] for r in found[key]])
                 for n in LABELS
@@ -219,7 +227,7 @@ def _labels(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
             x = [n * (0.95 + 0.05 * k) for n, _ in points]
             y = [np.mean(v) for _, v in points]
             ax.errorbar(
-                x, y, errors, color=COLOURS[k], marker=_MARKS[k], ls=("-", "--", ":")[k], capsize=3, label=label
+                x, y, errors, color=COLOURS[k], marker=_MARKS[k], ls=("-", "-.", "--", ":")[k], capsize=3, label=task
             )
         ax.set(xscale="log", yscale="log", xlabel="labelled spectra", title=kind)
         ax.set_xticks(list(LABELS), [str(n) for n in LABELS])
@@ -227,7 +235,7 @@ def _labels(found: dict[tuple[str, str], list[dict[str, Any]]]) -> Figure:
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_yticks([0.7, 1, 1.5, 2])
     axes[0].set_ylabel("mean absolute error / subclasses")
-    axes[0].legend()
+    axes[0].legend(title="pre-training")
     figure.suptitle("CFLIB's test stars, one network: mean and standard error of the mean over seeds")
     return figure
 

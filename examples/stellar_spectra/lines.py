@@ -60,12 +60,12 @@ def occlusion(model: StarNetwork, flux: np.ndarray, grid: Grid) -> tuple[np.ndar
     """
     width = round(WINDOW / grid.step)
     starts = np.arange(0, grid.bins - width + 1, width // 2)
-    plain = apply(model, flux).code
+    plain = apply(model, model.fill(flux)).code  # filled before: its error is not asked for
     moved = np.zeros((len(flux), len(starts)))
     for k, start in enumerate(starts):
         gap = flux.copy()
         gap[:, start : start + width] = np.nan
-        moved[:, k] = (apply(model, gap).code - plain) / SUBCLASS
+        moved[:, k] = (apply(model, model.fill(gap)).code - plain) / SUBCLASS
     return moved, grid.first + grid.step * (starts + width / 2)
 
 

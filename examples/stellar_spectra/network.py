@@ -24,14 +24,17 @@ from minidl.train import fit, predict
 
 from ..common import InputError
 from . import data
-from .codes import CLASSES, LUMINOSITIES
+from .codes import CLASSES, LUMINOSITIES, SUBCLASS
 from .preprocess import CONTINUUM_WIDTH, GRIDS, NORMALISATIONS, Grid
 
 NETWORKS = ("tanh", "deep", "cnn", "autoencoder", "dense-autoencoder")
 CORRUPTIONS = ("nothing", "noise", "masks")
+DRAWS = ("shares", "even")
 USES = ("train", "validation", "all")
 OUTPUTS = 1 + len(CLASSES) + len(LUMINOSITIES)
 COMPONENTS = 12  # principal components that fill gaps
+FILLINGS = 16  # ways to fill a gap, to see how far it leaves the code open
+STRETCH = 2.5  # of their scatter: what components leave unexplained is alike in neighbours, no white noise (README)
 LEAD = 3  # how often an epoch shows the spectra of the leading library
 MIDDLE, SCALE = 4500.0, 1000.0  # the network learns (code − 4500)/1000, about −3..3
 
@@ -54,6 +57,7 @@ class Settings:
     corrupt: str = "noise"
     lead: str = ""
     labels: int = 0
+    draw: str = "shares"
     use: str = "train"
     seed: int = 0
     fold: int = 0
@@ -62,6 +66,7 @@ class Settings:
         for name, value, known in (
             ("network", self.network, NETWORKS), ("normalisation", self.normalisation, NORMALISATIONS),
             ("grid", self.grid, tuple(GRIDS)), ("corrupt", self.corrupt, CORRUPTIONS), ("use", self.use, USES),
+            ("draw", self.draw, DRAWS),
         ):  # fmt: skip
             if value not in known:
                 raise InputError(f"--{name} {value}: one of {', '.join(known)} is expected")
@@ -132,18 +137,24 @@ class StarNetwork(nn.Module):
             lines = self._divided(Tensor(whole)).numpy()
             self.line_mean, self.line_scale = lines.mean(0), lines.std(0) + 0.01
 
-    def fill(self, flux: np.ndarray) -> np.ndarray:
+    def fill(self, flux: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Put likely values where nothing was measured: (N, bins) with NaN -> (N, bins).
 
         The measured part chooses the sum of components, f = mean + c·basis, that is likeliest with c ~ N(0, 1) and
-        the noise: (B_m B_mᵀ/σ² + 1)·c = B_m·(f − mean)_m/σ². After Connolly & Szalay 1999 (gappy spectra).
+        the noise: A·c = B_m·(f − mean)_m/σ² with A = B_m B_mᵀ/σ² + 1. After Connolly & Szalay 1999 (gappy spectra).
+        With `rng` not the likeliest but one of the possible: c ~ N(c, A⁻¹), and noise on what is filled in.
         """
-        flux = flux.copy()
+        flux, noise = flux.copy(), float(self.noise[0])
         for i in np.flatnonzero(~np.isfinite(flux).all(1)):
             known = np.isfinite(flux[i])
-            b = self.basis[:, known].astype(np.float64) / float(self.noise[0])
-            c = np.linalg.solve(b @ b.T + np.eye(len(b)), b @ ((flux[i] - self.mean)[known] / float(self.noise[0])))
+            b = self.basis[:, known].astype(np.float64) / noise
+            a = b @ b.T + np.eye(len(b))
+            c = np.linalg.solve(a, b @ ((flux[i] - self.mean)[known] / noise))
+            if rng:
+                c += np.linalg.solve(np.linalg.cholesky(a).T, rng.normal(size=len(c)))
             flux[i, ~known] = (self.mean + c @ self.basis)[~known]
+            if rng:
+                flux[i, ~known] += noise * rng.normal(size=int((~known).sum()))
         return flux
 
     def _divided(self, x: Tensor) -> Tensor:
@@ -222,7 +233,8 @@ def star_loss(model: nn.Module, batch: tuple[np.ndarray, ...], class_weight: np.
 class Prediction(NamedTuple):
     """Of N spectra: code (N,); p_class (N, 7); p_luminosity (N, 5); spread (N,): error of the code, 1 σ.
 
-    The error is √(spread of the members² + floor²); the floor makes it hold 68 % of stars that were not trained on.
+    The error is √(spread of the members² + `gap_error`² + floor²); the floor makes it hold 68 % of stars that were not
+    trained on.
     """
 
     code: np.ndarray
@@ -233,15 +245,32 @@ class Prediction(NamedTuple):
 
 def apply(model: StarNetwork, flux: np.ndarray) -> Prediction:
     """Average the members' codes and probabilities: flux (N, bins), NaN where not measured -> Prediction."""
-    flux = model.fill(flux)
-    out = np.concatenate(
-        [predict(model, flux[k : k + 256], batch_size=256).swapaxes(0, 1) for k in range(0, len(flux), 256)]
-    ).swapaxes(0, 1)
+    out = _outputs(model, model.fill(flux))
     codes = out[:, :, 0].astype(np.float64) * SCALE + MIDDLE
     c = 1 + len(CLASSES)
-    return Prediction(
-        codes.mean(0), _softmax(out[:, :, 1:c]), _softmax(out[:, :, c:]), np.hypot(codes.std(0), float(model.floor[0]))
-    )
+    spread = np.sqrt(codes.var(0) + gap_error(model, flux) ** 2 + float(model.floor[0]) ** 2)
+    return Prediction(codes.mean(0), _softmax(out[:, :, 1:c]), _softmax(out[:, :, c:]), spread)
+
+
+def gap_error(model: StarNetwork, flux: np.ndarray) -> np.ndarray:
+    """How far the code is open because something was not measured: flux (N, bins) with NaN -> (N,), code units.
+
+    Each gap is filled in `FILLINGS` ways, as far apart as the components leave it open (multiple imputation, Rubin
+    1987); the error is the scatter of the codes times `STRETCH`. 0 where all was measured.
+    """
+    error = np.zeros(len(flux))
+    for i in np.flatnonzero(~np.isfinite(flux).all(1)):
+        rng = np.random.default_rng(0)  # the same for each star, whatever stands beside it
+        ways = np.concatenate([model.fill(flux[i : i + 1], rng) for _ in range(FILLINGS)])
+        error[i] = STRETCH * SCALE * _outputs(model, ways)[:, :, 0].mean(0).std(ddof=1)
+    return error
+
+
+def _outputs(model: StarNetwork, flux: np.ndarray) -> np.ndarray:
+    """What the members say of whole spectra: (N, bins) -> (M, N, 13)."""
+    return np.concatenate(
+        [predict(model, flux[k : k + 256], batch_size=256).swapaxes(0, 1) for k in range(0, len(flux), 256)]
+    ).swapaxes(0, 1)
 
 
 def error_floor(error: np.ndarray, spread: np.ndarray) -> float:
@@ -293,20 +322,26 @@ def parts(stars: data.Stars, settings: Settings) -> dict[str, np.ndarray]:
         found["train"] = np.concatenate([found["train"], found[name]])
         found[name] = found[name][:0]
     if settings.labels:
+        if settings.draw == "even":  # whose types are full
+            found["train"] = found["train"][stars.luminosities()[found["train"]] >= 0]
         if settings.labels > len(found["train"]):
             raise InputError(f"--labels {settings.labels}: the training part has only {len(found['train'])} spectra")
-        found["train"] = thinned(stars, found["train"], settings.labels, settings.seed)
+        found["train"] = thinned(stars, found["train"], settings.labels, settings.seed, settings.draw)
     return found
 
 
-def thinned(stars: data.Stars, index: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """n of `index`, drawn at random, with the classes' shares kept and one of every class as long as n allows."""
+def thinned(stars: data.Stars, index: np.ndarray, n: int, seed: int, draw: str = "shares") -> np.ndarray:
+    """n of `index`, drawn at random, with one of every class as long as n allows.
+
+    "shares": the classes' shares are kept; "even": one of each subclass in turn, so that the rare are all there.
+    """
     rng = np.random.default_rng(seed)
     cls = stars.classes()[index]
+    group = cls if draw == "shares" else stars.codes()[index] // SUBCLASS
     rank = np.zeros(len(index))
-    for k in range(len(CLASSES)):
-        members = rng.permutation(np.flatnonzero(cls == k))
-        rank[members] = (np.arange(len(members)) + rng.random()) / max(len(members), 1)
+    for k in np.unique(group):
+        members = rng.permutation(np.flatnonzero(group == k))
+        rank[members] = (np.arange(len(members)) + rng.random()) / (len(members) if draw == "shares" else 1)
     first = [np.flatnonzero(cls == k)[rank[cls == k].argmin()] for k in range(len(CLASSES)) if (cls == k).any()]
     rank[first] -= 1
     return index[np.argsort(rank)[:n]]
