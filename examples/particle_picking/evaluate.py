@@ -99,7 +99,7 @@ def evaluate(collection: Collection, pickers: Sequence[network.Picker], *, progr
     tested = []
     for picker, entry in tqdm(jobs, "testing", leave=False, disable=None if progress else True):
         item = network.prepare(collection, entry)
-        candidates, probability = picker.pick(item.enhanced)
+        candidates, probability = picker.look(item.enhanced)
         tested.append(Tested(item, candidates, probability, picker.threshold))
     others: dict[str, dict[str, formats.Picks]] = {}
     for name in sorted({name for _, entry in jobs for name in entry.pickers}):

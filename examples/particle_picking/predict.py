@@ -43,7 +43,7 @@ def predict_one(
         enhanced = enhance(image, across)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    candidates, probability = picker.pick(enhanced)
+    candidates, probability = picker.look(enhanced)
     picks = candidates.above(threshold)
     box = round(across)
     mask = network.class_mask(probability, enhanced)
