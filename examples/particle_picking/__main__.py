@@ -114,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--lr", type=_positive, default=2e-3, help="first learning rate (AdamW, cosine)")
     fit.add_argument("--width", type=_count, help="channels of the network's first level (default 16, detection 12)")
     fit.add_argument("--depth", type=_count, help="levels of the U-Net (default 3)")
+    fit.add_argument(
+        "--references",
+        type=Path,
+        help="pictures (.mrcs, .mrc, .png) of the micrographs' pixel size to use as templates, instead of averages",
+    )
     fit.add_argument("--templates", type=_count, help="class averages that the template method makes (default 4)")
     fit.add_argument("--folds", type=_count, default=4, help="parts of the split by micrograph")
     fit.add_argument("--fold", type=int, default=0, help="which part is the test")
@@ -228,6 +233,7 @@ def _train(args: argparse.Namespace, collection: Collection) -> int:
         method=args.method,
         simulated=args.simulated,
         start=args.start,
+        references=args.references,
         settings=_settings(args),
         how=how,
     )

@@ -17,7 +17,7 @@ import numpy as np
 import minidl
 from examples.common import InputError
 from examples.particle_picking import CLASSES, crops, formats, picking
-from examples.particle_picking.crops import CROP, IGNORE, Crops, Prepared, Target, discs, prepare, tiles
+from examples.particle_picking.crops import CROP, IGNORE, Crops, Prepared, discs, prepare, tiles
 from examples.particle_picking.data import Collection, Split
 from examples.particle_picking.enhance import WORKING, Enhanced
 from minidl import checkpoint, data, models, no_grad, optim, train
@@ -61,6 +61,7 @@ class Picker:
 
     method: ClassVar[str]
     label: ClassVar[str]  # its name in tables
+    overfits: ClassVar[bool] = False  # whether the micrographs it learnt from cannot tell its threshold
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -82,6 +83,10 @@ class Picker:
     def pick(self, enhanced: Enhanced) -> formats.Picks:
         """All candidates: centres and sizes in original px, scores in 0..1; a threshold comes later."""
         return self.look(enhanced)[0]
+
+    def take_references(self, path: Path, diameter: float) -> None:
+        """Use the pictures in a file, whose particles are `diameter` px across, as templates."""
+        raise InputError(f"{path}: {self.method} takes no references")
 
     def calibrate(self, items: Sequence[Prepared]) -> None:
         """Set the threshold of highest F1 on labelled micrographs."""
@@ -143,8 +148,12 @@ class Network(Picker):
     """A picker whose `model` learns from crops; what the crops' targets and the loss are, subclasses say."""
 
     model: minidl.nn.Module
-    target: Target
+    overfits = True
     step = 8  # px: sides of the model's input are multiples of it
+
+    def target(self, points: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What is to be learned of a crop with these points (n, 3) and classes (side, side)."""
+        raise NotImplementedError
 
     def loss(self, batch: tuple[np.ndarray, ...]) -> minidl.Tensor:
         """Of one batch: images and targets."""
@@ -268,13 +277,14 @@ def train_picker(
     method: str = "segmentation",
     simulated: int = 0,
     start: Path | None = None,
+    references: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     how: Training = Training(),
 ) -> Picker:
     """Fit a picker to the training micrographs; validation picks the best epoch and the threshold.
 
     `simulated` micrographs of random molecules join the training, as often seen as all real ones together; `start`
-    holds weights to begin with.
+    holds weights to begin with, `references` pictures for the template method.
     """
     from tqdm import tqdm
 
@@ -293,6 +303,8 @@ def train_picker(
     picker = new_picker(method, **settings or {})
     if start is not None:
         begin(picker, start)
+    if references is not None:
+        picker.take_references(references, collection.diameter)
     picker.fit(mixed(training, crops.simulated(simulated, how.seed, how.progress)), validation, how)
     share = np.mean([[(item.label == k).mean() for k in range(len(CLASSES))] for item in training], axis=0)
     picker.meta |= {
@@ -306,7 +318,7 @@ def train_picker(
         "simulated": simulated,
         "training": {k: v for k, v in asdict(how).items() if k not in ("state", "resume", "progress")},
     }
-    picker.calibrate(validation or training)
+    picker.calibrate(validation if validation and picker.overfits else training + validation)
     return picker
 
 

@@ -43,34 +43,28 @@ class Correlator:
     """
 
     def __init__(self, image: np.ndarray, mask: np.ndarray, reject: float) -> None:
-        self.mask, self.shape = mask, image.shape
-        self.full = tuple(fft.next_fast_len(n + SIDE, real=True) for n in image.shape)
+        half = SIDE // 2  # a frame, so that a kernel's corner at (y, x) of the framed picture has its middle at (y, x)
+        image = np.pad(image, half).astype(np.float32)
+        self.mask, self.shape = mask, (image.shape[0] - 2 * half, image.shape[1] - 2 * half)
+        self.full = tuple(fft.next_fast_len(n, real=True) for n in image.shape)
         self.spectrum = fft.rfft2(image, self.full)
         count = mask.sum()
-        mean = self.correlate(mask) / count
-        square = self._inner(fft.rfft2(image * image, self.full) * np.conj(self._transform(mask)))
-        self.deviation = np.sqrt(np.maximum(square - count * mean**2, 1e-9))
+        square = self._correlate(fft.rfft2(image * image, self.full), mask)
+        self.deviation = np.sqrt(np.maximum(square - self._correlate(self.spectrum, mask) ** 2 / count, 1e-6))
         middle = np.median(self.deviation)
         self.usable = (self.deviation < reject * middle) & (self.deviation > 0.25 * middle)
 
-    def _transform(self, kernel: np.ndarray) -> np.ndarray:
-        return fft.rfft2(kernel, self.full)
-
-    def _inner(self, spectrum: np.ndarray) -> np.ndarray:
-        """Back to pixels; the kernel's middle, not its corner, names the place."""
-        product = fft.irfft2(spectrum, self.full)
-        return np.roll(product, (SIDE // 2, SIDE // 2), (0, 1))[: self.shape[0], : self.shape[1]]
-
-    def correlate(self, kernel: np.ndarray) -> np.ndarray:
-        """Σ_u k(u) f(x + u) -> (h, w)."""
-        return self._inner(self.spectrum * np.conj(self._transform(kernel)))
+    def _correlate(self, spectrum: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+        """Σ_u k(u) f(x + u) -> (h, w), from the transform of f."""
+        product = spectrum * np.conj(fft.rfft2(kernel.astype(np.float32), self.full))
+        return fft.irfft2(product, self.full)[: self.shape[0], : self.shape[1]]
 
     def ncc(self, template: np.ndarray) -> np.ndarray:
         """Normalised cross-correlation (h, w) in −1..1 with one template."""
         mean = (self.mask * template).sum() / self.mask.sum()
         kernel = self.mask * (template - mean)
         norm = np.sqrt((kernel**2 / np.maximum(self.mask, 1e-9)).sum()) + 1e-12
-        return np.where(self.usable, self.correlate(kernel) / (self.deviation * norm), 0)
+        return np.where(self.usable, self._correlate(self.spectrum, kernel) / (self.deviation * norm), 0)
 
 
 def patches(item: Prepared) -> np.ndarray:
@@ -115,19 +109,18 @@ def average_classes(windows: np.ndarray, count: int, seed: int, rounds: int = 8)
     return averages[np.argsort(-sizes, kind="stable")]
 
 
-def read_templates(path: Path, diameter: float | None = None) -> np.ndarray:
+def read_templates(path: Path, diameter: float) -> np.ndarray:
     """Reference pictures from .mrcs, .mrc (one or a stack) or .png -> (n, SIDE, SIDE), particles dark.
 
-    The window is taken as one and a half particle diameters, unless `diameter` in its px is given. Bright particles, as
-    most class averages have, are turned dark.
+    `diameter` is the particle's in their px. Bright particles, as most class averages have, are turned dark.
     """
     if path.suffix.lower() in formats.IMAGE_SUFFIXES:
         stack = formats.read_micrograph(path)[0][None]
     else:
-        stack = formats.read_stack(path)
+        stack = _read_stack(path)
     made = []
     for picture in stack:
-        zoom = (diameter or min(picture.shape) / 1.5) / WORKING  # px of the picture to a working px
+        zoom = diameter / WORKING  # px of the picture to a working px
         blurred = ndimage.gaussian_filter(picture.astype(np.float64), max(0.0, 0.4 * zoom))
         grid = (np.mgrid[:SIDE, :SIDE] - SIDE // 2) * zoom
         grid += ((np.array(picture.shape) - 1) / 2)[:, None, None]
@@ -135,6 +128,20 @@ def read_templates(path: Path, diameter: float | None = None) -> np.ndarray:
         inner, ring = template[disc(0.4) > 0.5].mean(), template[(disc(0.75) - disc(0.55)) > 0.5].mean()
         made.append(template if inner < ring else -template)
     return np.array(made)
+
+
+def _read_stack(path: Path) -> np.ndarray:
+    """The pictures (n, h, w) of an MRC file: one, or a stack."""
+    import mrcfile
+
+    try:
+        with mrcfile.open(path, permissive=True) as file:
+            data = np.array(file.data, np.float32)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable MRC file ({error})") from error
+    if data.ndim not in (2, 3) or min(data.shape[-2:]) < 8 or not np.isfinite(data).all():
+        raise InputError(f"{path}: references are pictures of at least 8x8 px, one or a stack, not {data.shape}")
+    return data.reshape(-1, *data.shape[-2:])
 
 
 class Template(Picker):
@@ -147,11 +154,17 @@ class Template(Picker):
         self.templates = np.zeros((0, SIDE, SIDE), np.float32)
 
     def fit(self, training: Sequence[Prepared], validation: Sequence[Prepared], how: Training) -> None:
-        """Average the marked particles in `count` classes."""
+        """Average the marked particles in `count` classes, unless templates were given."""
+        if len(self.templates):
+            return
         windows = np.concatenate([patches(item) for item in training])
         if len(windows) < 4 * self.settings["count"]:
             raise InputError(f"{len(windows)} marked particles are too few for {self.settings['count']} templates")
         self.templates = average_classes(windows, self.settings["count"], how.seed).astype(np.float32)
+
+    def take_references(self, path: Path, diameter: float) -> None:
+        """Use these pictures instead of averages."""
+        self.templates = read_templates(path, diameter).astype(np.float32)
 
     def response(self, enhanced: Enhanced) -> np.ndarray:
         """The highest correlation over templates and rotations (h, w), as r / (1 + r) of r in its own deviations.
@@ -160,7 +173,7 @@ class Template(Picker):
         its power 1 − `contrast` only (0: the textbook's correlation, 1: a matched filter).
         """
         search = Correlator(enhanced.image, disc(self.settings["mask"]), self.settings["reject"])
-        best = np.zeros(enhanced.image.shape)
+        best = np.zeros(enhanced.image.shape, np.float32)
         for template in self.templates:
             for turn in range(ANGLES):
                 np.maximum(best, search.ncc(rotate(template, turn * 360 / ANGLES)), out=best)
