@@ -154,7 +154,7 @@ def test_round_trip_within_half_a_pixel(tmp_path_factory: pytest.TempPathFactory
         if suffix != ".box":
             np.testing.assert_allclose(back.score, picks.score, atol=1e-6)
         if suffix != ".star" and len(xy):
-            assert back.size == box
+            assert back.box == box
 
 
 def test_star_is_what_relion_writes_and_starfile_reads(tmp_path: Path) -> None:
@@ -198,9 +198,17 @@ def test_star_by_block_name_and_label(tmp_path: Path) -> None:
 
 
 def test_csv_with_diameter_and_score(tmp_path: Path) -> None:
-    (tmp_path / "c.csv").write_text("x,y,diameter,score\n1.5,2,108,.5\n3,4,108,1\n")
+    (tmp_path / "c.csv").write_text("x,y,diameter,score\n1.5,2,106,.5\n3,4,110,1\n")
     picks = formats.read_coordinates(tmp_path / "c.csv")
-    assert picks.size == 108 and picks.xy.tolist() == [[1.5, 2], [3, 4]] and picks.above(0.7).xy.tolist() == [[3, 4]]
+    assert picks.diameter == 108 and picks.xy.tolist() == [[1.5, 2], [3, 4]]
+    assert picks.above(0.7).xy.tolist() == [[3, 4]] and picks.above(0.7).size.tolist() == [110]
+
+
+def test_cbox_carries_the_size_of_each_particle(tmp_path: Path) -> None:
+    picks = Picks(np.array([[50.0, 60.0], [70.0, 80.0]]), np.array([0.5, 0.75]), np.array([20.25, 31.5]))
+    formats.write_cbox(tmp_path / "a.cbox", picks, 41)
+    back = formats.read_coordinates(tmp_path / "a.cbox")
+    assert back.size.tolist() == [20.25, 31.5] and back.box == 41 and back.xy.tolist() == picks.xy.tolist()
 
 
 @pytest.mark.parametrize(
@@ -532,7 +540,7 @@ def test_predict_goes_on_past_bad_files(chain: Path, capfd: pytest.CaptureFixtur
         formats.read_coordinates(out / f"{name}.box"),
     )
     every = formats.read_coordinates(out / f"{name}.cbox")
-    assert len(picks) == len(boxes) <= len(every) and boxes.size == every.size == 54
+    assert len(picks) == len(boxes) <= len(every) and boxes.box == every.box == 54
     np.testing.assert_allclose(boxes.xy, picks.xy, atol=0.5001)
     limit = network.load_picker(chain / "w.safetensors").threshold
     np.testing.assert_allclose(every.above(limit - 1e-6).xy, picks.xy, atol=1e-3)

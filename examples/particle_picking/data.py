@@ -94,7 +94,7 @@ def open_collection(folder: Path, *, diameter: Diameter | None = None, apix: flo
     if diameter is not None:
         across = in_pixels(diameter, apix)
     else:
-        across = about.get("diameter") or formats.read_coordinates(next(iter(coords.values()))).size
+        across = about.get("diameter") or formats.read_coordinates(next(iter(coords.values()))).diameter
         if across is None:
             raise InputError(
                 f"{folder}: the particle diameter is not in its files; give --diameter, as 108 (px) or 190A (Å)"

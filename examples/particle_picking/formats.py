@@ -151,19 +151,30 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 @dataclass
 class Picks:
-    """Particle centres xy (n, 2) float64 in px, scores (n,) (NaN where the file has none), box size in px or None."""
+    """Particle centres xy (n, 2) float64 in px, scores (n,) (NaN where the file has none); where known each particle's
+    size (n,), its diameter in px, and the side of the boxes in a file.
+    """
 
     xy: np.ndarray
     score: np.ndarray
-    size: float | None = None
+    size: np.ndarray | None = None
+    box: float | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
 
+    def __getitem__(self, which: np.ndarray) -> Picks:
+        """Those that an index or boolean array names."""
+        return Picks(self.xy[which], self.score[which], None if self.size is None else self.size[which], self.box)
+
     def above(self, threshold: float) -> Picks:
         """Those with score >= threshold."""
-        keep = self.score >= threshold
-        return Picks(self.xy[keep], self.score[keep], self.size)
+        return self[self.score >= threshold]
+
+    @property
+    def diameter(self) -> float | None:
+        """The median size, else the side of the boxes, else None."""
+        return float(np.median(self.size)) if self.size is not None and len(self.size) else self.box
 
 
 def read_coordinates(path: str | Path, *, flip_height: int | None = None) -> Picks:
@@ -261,7 +272,9 @@ def _from_cbox(path: Path, text: str) -> Picks:
         raise InputError(f"{path}: the block data_cryolo lacks {', '.join(missing)}")
     x, y, w, h = (_numbers(path, f"_{name}", block[name]) for name in wanted)
     score = _numbers(path, "_Confidence", block["Confidence"]) if "Confidence" in block else np.full(len(x), np.nan)
-    return Picks(np.stack([x + w / 2, y + h / 2], 1), score, float(w[0]) if len(w) else None)
+    sides = [block[name] for name in ("EstWidth", "EstHeight") if name in block and "<NA>" not in block[name]]
+    size = np.mean([_numbers(path, "_EstWidth, _EstHeight", side) for side in sides], 0) if sides else None
+    return Picks(np.stack([x + w / 2, y + h / 2], 1), score, size, float(w[0]) if len(w) else None)
 
 
 def _from_box(path: Path, text: str) -> Picks:
@@ -270,7 +283,7 @@ def _from_box(path: Path, text: str) -> Picks:
         raise InputError(f"{path}: a line of a .box file is: x y width height")
     table = _numbers(path, "x y width height", [row[:4] for row in rows]).reshape(-1, 4)
     centre = table[:, :2] + table[:, 2:] / 2
-    return Picks(centre, np.full(len(table), np.nan), float(table[0, 2]) if len(table) else None)
+    return Picks(centre, np.full(len(table), np.nan), box=float(table[0, 2]) if len(table) else None)
 
 
 def _from_csv(path: Path, text: str) -> Picks:
@@ -285,8 +298,7 @@ def _from_csv(path: Path, text: str) -> Picks:
         n: _numbers(path, n, [row[n] or "" for row in rows]) for n in ("x", "y", "score", "diameter") if n in names
     }
     score = columns.get("score", np.full(len(rows), np.nan))
-    size = float(np.median(columns["diameter"])) if rows and "diameter" in columns else None
-    return Picks(np.stack([columns["x"], columns["y"]], 1), score, size)
+    return Picks(np.stack([columns["x"], columns["y"]], 1), score, columns.get("diameter"))
 
 
 def write_star(path: Path, picks: Picks) -> None:
@@ -308,13 +320,17 @@ def write_box(path: Path, picks: Picks, box: int) -> None:
 
 
 def write_cbox(path: Path, picks: Picks, box: int) -> None:
-    """Write crYOLO boxes with confidence: every candidate, so that the threshold can be moved later."""
+    """Write crYOLO boxes with confidence: every candidate, so that the threshold can be moved later.
+
+    _EstWidth and _EstHeight are each particle's size (`box` where it is not known).
+    """
     names = "CoordinateX CoordinateY CoordinateZ Width Height Depth EstWidth EstHeight Confidence NumBoxes Angle"
     head = ["", "data_global", "", "_cbox_format_version 1.0", "", "data_cryolo", "", "loop_"]
     head += [f"_{label} #{k}" for k, label in enumerate(names.split(), 1)]
+    sizes = np.full(len(picks), float(box)) if picks.size is None else picks.size
     rows = [
-        f"{x:.4f} {y:.4f} <NA> {box} {box} <NA> {box} {box} {s:.6f} <NA> <NA>"
-        for (x, y), s in zip(picks.xy - box / 2, np.nan_to_num(picks.score), strict=True)
+        f"{x:.4f} {y:.4f} <NA> {box} {box} <NA> {size:.2f} {size:.2f} {score:.6f} <NA> <NA>"
+        for (x, y), score, size in zip(picks.xy - box / 2, np.nan_to_num(picks.score), sizes, strict=True)
     ]
     _write_lines(path, [*head, *rows, "", "", "data_cryolo_include", "", "loop_", "_slice_index #1", ""])
 
