@@ -223,10 +223,11 @@ def test_cbox_carries_the_size_of_each_particle(tmp_path: Path) -> None:
         ("a.star", "data_\nloop_\n_rlnMicrographName\n_rlnCoordinateX\n_rlnCoordinateY\na 1 2\nb 1 2\n", "several"),
         ("a.cbox", "data_cryolo\nloop_\n_CoordinateX\n_CoordinateY\n1 2\n", "_Width, _Height"),
         ("a.box", "1 2 3\n", "x y width height"),
-        ("a.csv", "u,v\n1,2\n", "names its columns"),
+        ("a.csv", "u,v\n1,2\n", "names the columns"),
         ("a.csv", "x,y\n1\n", "column y"),
-        ("a.csv", "x,y\n1," + "9" * 200_000, "not a CSV table"),
-        ("a.txt", "1 2\n", "coordinates are read from"),
+        ("a.csv", "x,y\n1," + "9" * 200_000, "not a table"),
+        ("a.txt", "1 2\n", "image_name, x_coord"),
+        ("a.dat", "1 2\n", "coordinates are read from"),
     ],
 )
 def test_bad_coordinates_are_named(tmp_path: Path, name: str, text: str, words: str) -> None:
