@@ -10,7 +10,7 @@ import csv
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -240,6 +240,41 @@ def read_all(path: str | Path, *, flip_height: float | None = None) -> dict[str,
     return {str(name): picks[names == name] for name in dict.fromkeys(names)} or {stem(path): picks}
 
 
+def coordinate_files(folder: Path) -> list[Path]:
+    """The coordinate files of a folder, in the order of COORDINATE_SUFFIXES; tables without coordinates are no such."""
+
+    def holds(path: Path) -> bool:
+        if path.suffix.lower() not in (".txt", ".csv"):
+            return path.suffix.lower() in COORDINATE_SUFFIXES
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            names = re.split(r"[,\t]", file.readline().strip())
+        return {"x", "y"} <= set(names) or {"x_coord", "y_coord"} <= set(names)
+
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and holds(path)]
+    return sorted(files, key=lambda path: COORDINATE_SUFFIXES.index(path.suffix.lower()))
+
+
+def read_folder(
+    folder: Path, *, candidates: bool = False, heights: Mapping[str, int] | None = None
+) -> dict[str, Picks]:
+    """Read all coordinates of a folder -> {micrograph: picks}; where it has several files the first of
+    `coordinate_files`, with `candidates` the .cbox. `heights` of micrographs turn rows counted from the bottom.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of coordinates")
+    files = coordinate_files(folder)
+    found: dict[str, Picks] = {}
+    for path in sorted(files, key=lambda path: path.suffix.lower() != ".cbox") if candidates else files:
+        for name, picks in read_all(path).items():
+            if name not in found:
+                found[name] = picks
+                if heights is not None and name in heights:
+                    picks.xy[:, 1] = heights[name] - picks.xy[:, 1]
+    if not found:
+        raise InputError(f"{folder}: no coordinates in it ({', '.join(COORDINATE_SUFFIXES)})")
+    return found
+
+
 Found = tuple[Picks, Sequence[str]]  # picks and, where the file says it, the micrograph of each
 
 
@@ -364,7 +399,7 @@ def write_star(path: Path, picks: Picks) -> None:
         f"{x:12.6f} {y:12.6f} {-999.0 if np.isnan(s) else s:12.6f} {1:12d} {0:12.6f}"
         for (x, y), s in zip(picks.xy, picks.score, strict=True)
     ]
-    _write_lines(path, [*head, *rows, ""])
+    write_lines(path, [*head, *rows, ""])
 
 
 def write_topaz(path: Path, picks: Picks) -> None:
@@ -373,7 +408,7 @@ def write_topaz(path: Path, picks: Picks) -> None:
         f"{stem(path)}\t{x:.4f}\t{y:.4f}\t{s:.6f}"
         for (x, y), s in zip(picks.xy, np.nan_to_num(picks.score), strict=True)
     ]
-    _write_lines(path, ["image_name\tx_coord\ty_coord\tscore", *rows])
+    write_lines(path, ["image_name\tx_coord\ty_coord\tscore", *rows])
 
 
 def write_table(path: Path, picks: Picks) -> None:
@@ -382,7 +417,7 @@ def write_table(path: Path, picks: Picks) -> None:
     columns |= {} if picks.size is None else {"diameter": picks.size}
     columns |= {} if np.isnan(picks.score).any() else {"score": picks.score}
     rows = [",".join(f"{value:.6g}" for value in row) for row in zip(*columns.values(), strict=True)]
-    _write_lines(path, [",".join(columns), *rows])
+    write_lines(path, [",".join(columns), *rows])
 
 
 def write_coordinates(path: Path, picks: Picks, box: int) -> None:
@@ -400,7 +435,7 @@ def write_coordinates(path: Path, picks: Picks, box: int) -> None:
 def write_box(path: Path, picks: Picks, box: int) -> None:
     """Write EMAN boxes: integer corner (centre − box/2, rounded) and size."""
     corners = np.floor(picks.xy - box / 2 + 0.5).astype(int)
-    _write_lines(path, [f"{x}\t{y}\t{box}\t{box}" for x, y in corners])
+    write_lines(path, [f"{x}\t{y}\t{box}\t{box}" for x, y in corners])
 
 
 def write_cbox(path: Path, picks: Picks, box: int) -> None:
@@ -416,9 +451,9 @@ def write_cbox(path: Path, picks: Picks, box: int) -> None:
         f"{x:.4f} {y:.4f} <NA> {box} {box} <NA> {size:.2f} {size:.2f} {score:.6f} <NA> <NA>"
         for (x, y), score, size in zip(picks.xy - box / 2, np.nan_to_num(picks.score), sizes, strict=True)
     ]
-    _write_lines(path, [*head, *rows, "", "", "data_cryolo_include", "", "loop_", "_slice_index #1", ""])
+    write_lines(path, [*head, *rows, "", "", "data_cryolo_include", "", "loop_", "_slice_index #1", ""])
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def write_lines(path: Path, lines: Sequence[str]) -> None:
     with atomic_write(path) as part:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
