@@ -296,11 +296,43 @@ def _score(args: argparse.Namespace) -> int:
 
 def _classify(args: argparse.Namespace) -> int:
     from examples.particle_picking import classify
+    from examples.particle_picking.evaluate import TALK
 
+    check_folder(args.out, args.overwrite)
+    made = classify.compare(
+        args.picks,
+        args.images,
+        args.out,
+        coords=args.coords,
+        diameter=args.diameter,
+        apix=args.apix,
+        threshold=args.threshold,
+        flip=args.flip,
+        classes=args.classes,
+        rounds=args.rounds,
+        seed=args.seed,
+    )
+    print("\n\n".join(table.text() for table in [*made, TALK]))
+    print(f"\ngalleries, classes and the picks that are kept in {args.out}")
     return 0
 
 
 def _view(args: argparse.Namespace) -> int:
+    from examples.particle_picking import viewer
+
+    check_file(args.out, args.overwrite)
+    if args.out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {args.out}: a page is a .html file")
+    count = viewer.page(
+        args.picks,
+        args.out,
+        images=args.images,
+        coords=args.coords,
+        diameter=args.diameter,
+        apix=args.apix,
+        side=args.side,
+    )
+    print(f"{count} micrographs in {args.out} ({args.out.stat().st_size / 1e6:.1f} MB, opens in any browser)")
     return 0
 
 

@@ -8,6 +8,7 @@ the angle, Σ_r c(m, r) conj(a(m, r)) transformed back over m is the correlation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from scipy import fft, ndimage, sparse
 
 from examples.common import InputError, Table, write_csv
 from examples.particle_picking import formats, picking
+from examples.particle_picking.data import Diameter, in_pixels
 from examples.particle_picking.enhance import downsample
-from examples.particle_picking.formats import Picks
 
 ACROSS = 32  # px: a particle's diameter in the images that are classified
 HALF = 24  # px: half their side; a box is 1.5 diameters wide
@@ -27,21 +28,22 @@ ANGLES = 48  # steps of 7.5 degrees
 SHIFTS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)])
 BATCH = 400  # particles whose correlations are in memory at once
 WEIGHT = np.sqrt(np.arange(RINGS, dtype=np.float32) + 0.5)  # of a ring: sums over the grid become integrals over area
-FALSE = 0.7
+FALSE = 0.75  # chosen on the classes of Laplacian of Gaussian picks of six micrographs, half of them false: README
 
 
-def cut(image: np.ndarray, xy: np.ndarray, diameter: float) -> np.ndarray:
-    """Boxes (n, 65, 65) float16 of a micrograph (H, W) about the centres xy (n, 2), 32 px to a diameter.
+def cut(image: np.ndarray, places: Sequence[np.ndarray], diameter: float) -> list[np.ndarray]:
+    """Boxes (n, 65, 65) float16 of a micrograph (H, W) about centres (n, 2), one array for each list of centres.
 
-    In the micrograph's own robust deviations; what lies beyond its rim is mirrored.
+    32 px to a diameter, in the micrograph's own robust deviations; what lies beyond its rim is mirrored.
     """
     reach = HALF + ROOM
     small, (sy, sx) = downsample(image, diameter / ACROSS)
     middle = np.median(small)
     small = (small - middle) / (1.4826 * np.median(np.abs(small - middle)) + 1e-6)
     padded = np.pad(np.clip(small, -20, 20).astype(np.float16), reach, mode="symmetric")
-    columns, rows = np.round(xy * (sx, sy)).astype(int).clip(0, (small.shape[1] - 1, small.shape[0] - 1)).T
-    return np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1,) * 2)[rows, columns]
+    views = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1,) * 2)
+    most = small.shape[1] - 1, small.shape[0] - 1
+    return [views[*np.round(xy * (sx, sy)).astype(int).clip(0, most).T[::-1]] for xy in places]
 
 
 def windows(boxes: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -97,6 +99,25 @@ class Classes:
     def sizes(self) -> np.ndarray:
         """Particles in each class (K,)."""
         return np.bincount(self.label, minlength=len(self.averages))
+
+    @property
+    def contrast(self) -> np.ndarray:
+        """How far the middle of each average (to a quarter diameter) is darker than the ring about it (3/8 to 5/8),
+        (K,), in units of the weighted upper quartile: what the clearest classes reach.
+        """
+        radius = np.hypot(*(np.mgrid[-HALF : HALF + 1, -HALF : HALF + 1]))
+        ring, middle = (radius >= 0.375 * ACROSS) & (radius <= 0.625 * ACROSS), radius < 0.25 * ACROSS
+        depth = self.averages[:, ring].mean(1) - self.averages[:, middle].mean(1)
+        order = np.argsort(depth)
+        clear = depth[order][np.searchsorted(np.cumsum(self.sizes[order]), 0.75 * len(self.label))]
+        return depth / clear if clear > 0 else np.zeros_like(depth)
+
+    @property
+    def false(self) -> np.ndarray:
+        """The rule (K,) bool: a class is false if its contrast is less than FALSE. A quarter of the picks at least must
+        be particles.
+        """
+        return self.contrast < FALSE
 
 
 def classify(
@@ -163,3 +184,148 @@ def _averages(boxes: np.ndarray, label: np.ndarray, angle: np.ndarray, offset: n
             matrix = np.array([[cos, sin], [-sin, cos]])
             total[k] += ndimage.affine_transform(image, matrix, HALF - matrix @ (HALF, HALF), order=1, mode="nearest")
     return total / np.maximum(np.bincount(label, minlength=classes), 1)[:, None, None]
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """One folder of picks, sorted: micrograph (n,) and centre (n, 2) of each pick, its classes, and hit (n,) bool
+    where the truth is known.
+    """
+
+    micrograph: np.ndarray
+    xy: np.ndarray
+    classes: Classes
+    hit: np.ndarray | None
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Picks (n,) bool whose class is not false."""
+        return ~self.classes.false[self.classes.label]
+
+
+def compare(
+    folders: Sequence[Path],
+    images: Path,
+    out: Path,
+    *,
+    coords: Path | None = None,
+    diameter: Diameter | None = None,
+    apix: float | None = None,
+    threshold: float | None = None,
+    flip: Sequence[str] = (),
+    classes: int = 50,
+    rounds: int = 15,
+    seed: int = 0,
+) -> list[Table]:
+    """Classify each folder of picks by itself and count false ones; write tables, galleries and kept picks to `out`.
+
+    `flip` names the folders whose rows count from the bottom. With `coords` the same micrographs' true centres stand
+    beside. Raises InputError for what cannot be used.
+    """
+    from tqdm import tqdm
+
+    if len({folder.name for folder in folders}) < len(folders):
+        raise InputError("two folders of --picks have the same name")
+    if unknown := set(flip) - {folder.name for folder in folders}:
+        raise InputError(f"--flip {min(unknown)}: none of the folders of --picks is named so")
+    found = {folder.name: formats.read_folder(folder, candidates=threshold is not None) for folder in folders}
+    truth = formats.read_folder(coords) if coords else {}
+    wanted = truth.keys() if coords else set().union(*found.values())
+    files = [path for path in sorted(images.glob("*")) if formats.is_micrograph(path) and formats.stem(path) in wanted]
+    if not files:
+        raise InputError(f"{images}: none of the micrographs of these picks is in it")
+    parts: dict[str, list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]] = {name: [] for name in found}
+    for path in tqdm(files, "cutting", unit="micrograph", leave=False, disable=None):
+        name, (image, stored) = formats.stem(path), formats.read_micrograph(path)
+        across = _across(name, diameter, apix or stored, truth, found)
+        here = {folder: picks[name] for folder, picks in found.items() if name in picks}
+        for folder, picks in here.items():
+            if threshold is not None:
+                here[folder] = picks = picks.above(threshold)
+            if folder in flip:
+                picks.xy[:, 1] = len(image) - picks.xy[:, 1]
+        cutouts = cut(image, [picks.xy for picks in here.values()], across)
+        for (folder, picks), boxes in zip(here.items(), cutouts, strict=True):
+            owner = picking.match(truth[name].xy, picks.xy, across / 2) if truth else np.zeros(len(picks))
+            parts[folder].append((name, picks.xy, boxes, owner >= 0))
+    results = {}
+    for folder, part in parts.items():
+        if not part:
+            raise InputError(f"{folder}: none of its micrographs is in {images}{f' and {coords}' if coords else ''}")
+        names, xy, boxes, hit = zip(*part, strict=True)
+        sorted_ = classify(np.concatenate(boxes), classes=classes, rounds=rounds, seed=seed)
+        micrograph = np.repeat(names, [len(some) for some in xy])
+        results[folder] = Sorted(micrograph, np.concatenate(xy), sorted_, np.concatenate(hit) if coords else None)
+        _write(out, folder, results[folder])
+    table = comparison(results, len(files))
+    write_csv(out / "comparison.csv", table.header, table.rows, overwrite=True)
+    return [table]
+
+
+def _across(
+    name: str, wanted: Diameter | None, apix: float | None, truth: dict[str, formats.Picks],
+    found: dict[str, dict[str, formats.Picks]],
+) -> float:  # fmt: skip
+    """Particle diameter in px: as wanted, else as the truth or any of the picks say."""
+    if wanted is not None:
+        return in_pixels(wanted, apix)
+    known = [picks[name].diameter for picks in (truth, *found.values()) if name in picks]
+    across = next((value for value in known if value), None)
+    if across is None:
+        raise InputError(f"{name}: the particle diameter is not in the files: give --diameter, as 108 (px) or 190A (Å)")
+    return across
+
+
+def comparison(results: dict[str, Sorted], micrographs: int) -> Table:
+    """Picked, false and accuracy = 1 − false / picked of each folder; where the truth is known the precision too, and
+    how often the verdict on a pick's class is that of most of its members.
+    """
+    header = ["picks", "picked", "classes", "false classes", "false", "accuracy %"]
+    header += ["precision %", "verdict right %"] if next(iter(results.values())).hit is not None else []
+    rows = []
+    for name, result in results.items():
+        sizes, false = result.classes.sizes, result.classes.false
+        picked, wrong = len(result.xy), int(sizes[false].sum())
+        row: list[object] = [name, picked, int((sizes > 0).sum()), int((false & (sizes > 0)).sum()), wrong]
+        row.append(f"{100 * (1 - wrong / picked):.1f}")
+        if result.hit is not None:
+            share = np.bincount(result.classes.label, result.hit, len(sizes)) / np.maximum(sizes, 1)
+            row += [f"{100 * result.hit.mean():.1f}", f"{100 * sizes[(share < 0.5) == false].sum() / picked:.1f}"]
+        rows.append(row)
+    note = (
+        "A class is false if the middle of its average (to a quarter diameter) stands off the ring about it (3/8 to"
+        f" 5/8) by less than {FALSE} of what the clearest quarter of the particles reaches."
+    )
+    return Table(f"2-D classification of picks on {micrographs} micrographs", header, rows, note)
+
+
+def _write(out: Path, folder: str, result: Sorted) -> None:
+    """The gallery, a row for each class and each pick, and the kept picks as .star."""
+    from examples.particle_picking import figures
+
+    classes, kept = result.classes, result.kept
+    rows: list[list[object]] = []
+    for k, (size, contrast, false) in enumerate(zip(classes.sizes, classes.contrast, classes.false, strict=True)):
+        members = classes.label == k
+        agreement = f"{classes.agreement[members].mean():.3f}" if size else ""
+        rows.append([k + 1, size, f"{contrast:.3f}", agreement, int(false)])
+        if result.hit is not None:
+            rows[-1].append(f"{result.hit[members].mean():.3f}" if size else "")
+    header = [
+        "class",
+        "particles",
+        "contrast",
+        "agreement",
+        "false",
+        *(["precision"] if result.hit is not None else []),
+    ]
+    write_csv(out / folder / "classes.csv", header, rows, overwrite=True)
+    columns = (classes.label + 1, np.round(np.degrees(classes.angle), 1), np.round(classes.agreement, 3), 1 - kept)
+    particles = zip(result.micrograph, *np.round(result.xy, 2).T, *columns, strict=True)
+    header = ["micrograph", "x", "y", "class", "angle", "agreement", "false"]
+    write_csv(out / folder / "particles.csv", header, particles, overwrite=True)
+    for name in np.unique(result.micrograph):
+        good = kept & (result.micrograph == name)
+        picks = formats.Picks(result.xy[good], classes.agreement[good].astype(float))
+        formats.write_star(out / folder / "kept" / f"{name}_autopick.star", picks)
+    figures.gallery(classes.averages, classes.sizes, classes.false, folder, out / folder / "gallery.png")
