@@ -152,6 +152,9 @@ def parser() -> argparse.ArgumentParser:
     sort.add_argument("--classes", type=_count, default=50, help="number of classes")
     sort.add_argument("--rounds", type=_count, default=15, help="rounds of K-means")
     sort.add_argument("--seed", type=seed, default=0, help="seed of the first averages")
+    sort.add_argument(
+        "--flat", type=_positive, default=0.8, help="a class of less contrast, relative to clear ones, is false"
+    )
     add_output(sort, "folder for tables, galleries and the picks that are kept")
 
     look = add_command(commands, "view", "make one HTML page to look at picks: threshold, zoom, layers, true and false")
@@ -311,8 +314,9 @@ def _classify(args: argparse.Namespace) -> int:
         classes=args.classes,
         rounds=args.rounds,
         seed=args.seed,
+        flat=args.flat,
     )
-    print("\n\n".join(table.text() for table in [*made, TALK]))
+    print(f"{made.text()}\n\n{TALK.text()}")
     print(f"\ngalleries, classes and the picks that are kept in {args.out}")
     return 0
 

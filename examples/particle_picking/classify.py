@@ -28,7 +28,7 @@ ANGLES = 48  # steps of 7.5 degrees
 SHIFTS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)])
 BATCH = 400  # particles whose correlations are in memory at once
 WEIGHT = np.sqrt(np.arange(RINGS, dtype=np.float32) + 0.5)  # of a ring: sums over the grid become integrals over area
-FALSE = 0.75  # chosen on the classes of Laplacian of Gaussian picks of six micrographs, half of them false: README
+FLAT = 0.8  # contrast below which a class is false; chosen on picks of which half are false, as the README says
 
 
 def cut(image: np.ndarray, places: Sequence[np.ndarray], diameter: float) -> list[np.ndarray]:
@@ -102,22 +102,20 @@ class Classes:
 
     @property
     def contrast(self) -> np.ndarray:
-        """How far the middle of each average (to a quarter diameter) is darker than the ring about it (3/8 to 5/8),
-        (K,), in units of the weighted upper quartile: what the clearest classes reach.
+        """Standard deviation of each average (K,) within a particle's circle, in units of the weighted upper quartile:
+        what the clearest quarter of the particles reaches. Noise averages out, a particle does not.
         """
         radius = np.hypot(*(np.mgrid[-HALF : HALF + 1, -HALF : HALF + 1]))
-        ring, middle = (radius >= 0.375 * ACROSS) & (radius <= 0.625 * ACROSS), radius < 0.25 * ACROSS
-        depth = self.averages[:, ring].mean(1) - self.averages[:, middle].mean(1)
+        depth = self.averages[:, radius <= ACROSS / 2].std(1)
         order = np.argsort(depth)
         clear = depth[order][np.searchsorted(np.cumsum(self.sizes[order]), 0.75 * len(self.label))]
-        return depth / clear if clear > 0 else np.zeros_like(depth)
+        return depth / max(clear, 1e-12)
 
-    @property
-    def false(self) -> np.ndarray:
-        """The rule (K,) bool: a class is false if its contrast is less than FALSE. A quarter of the picks at least must
-        be particles.
+    def false(self, flat: float = FLAT) -> np.ndarray:
+        """The rule (K,) bool: a class is false if its contrast is less than `flat`. It holds if a quarter of the picks
+        or more are particles, and none of their views is by itself much fainter.
         """
-        return self.contrast < FALSE
+        return self.contrast < flat
 
 
 def classify(
@@ -188,19 +186,15 @@ def _averages(boxes: np.ndarray, label: np.ndarray, angle: np.ndarray, offset: n
 
 @dataclass(frozen=True)
 class Sorted:
-    """One folder of picks, sorted: micrograph (n,) and centre (n, 2) of each pick, its classes, and hit (n,) bool
-    where the truth is known.
+    """One folder of picks, sorted: micrograph (n,) and centre (n, 2) of each pick, its classes, which of them are false
+    (K,), and hit (n,) bool where the truth is known.
     """
 
     micrograph: np.ndarray
     xy: np.ndarray
     classes: Classes
+    false: np.ndarray
     hit: np.ndarray | None
-
-    @property
-    def kept(self) -> np.ndarray:
-        """Picks (n,) bool whose class is not false."""
-        return ~self.classes.false[self.classes.label]
 
 
 def compare(
@@ -216,7 +210,8 @@ def compare(
     classes: int = 50,
     rounds: int = 15,
     seed: int = 0,
-) -> list[Table]:
+    flat: float = FLAT,
+) -> Table:
     """Classify each folder of picks by itself and count false ones; write tables, galleries and kept picks to `out`.
 
     `flip` names the folders whose rows count from the bottom. With `coords` the same micrographs' true centres stand
@@ -255,11 +250,12 @@ def compare(
         names, xy, boxes, hit = zip(*part, strict=True)
         sorted_ = classify(np.concatenate(boxes), classes=classes, rounds=rounds, seed=seed)
         micrograph = np.repeat(names, [len(some) for some in xy])
-        results[folder] = Sorted(micrograph, np.concatenate(xy), sorted_, np.concatenate(hit) if coords else None)
+        known = np.concatenate(hit) if coords else None
+        results[folder] = Sorted(micrograph, np.concatenate(xy), sorted_, sorted_.false(flat), known)
         _write(out, folder, results[folder])
-    table = comparison(results, len(files))
+    table = comparison(results, len(files), flat)
     write_csv(out / "comparison.csv", table.header, table.rows, overwrite=True)
-    return [table]
+    return table
 
 
 def _across(
@@ -276,7 +272,7 @@ def _across(
     return across
 
 
-def comparison(results: dict[str, Sorted], micrographs: int) -> Table:
+def comparison(results: dict[str, Sorted], micrographs: int, flat: float) -> Table:
     """Picked, false and accuracy = 1 − false / picked of each folder; where the truth is known the precision too, and
     how often the verdict on a pick's class is that of most of its members.
     """
@@ -284,7 +280,7 @@ def comparison(results: dict[str, Sorted], micrographs: int) -> Table:
     header += ["precision %", "verdict right %"] if next(iter(results.values())).hit is not None else []
     rows = []
     for name, result in results.items():
-        sizes, false = result.classes.sizes, result.classes.false
+        sizes, false = result.classes.sizes, result.false
         picked, wrong = len(result.xy), int(sizes[false].sum())
         row: list[object] = [name, picked, int((sizes > 0).sum()), int((false & (sizes > 0)).sum()), wrong]
         row.append(f"{100 * (1 - wrong / picked):.1f}")
@@ -293,8 +289,8 @@ def comparison(results: dict[str, Sorted], micrographs: int) -> Table:
             row += [f"{100 * result.hit.mean():.1f}", f"{100 * sizes[(share < 0.5) == false].sum() / picked:.1f}"]
         rows.append(row)
     note = (
-        "A class is false if the middle of its average (to a quarter diameter) stands off the ring about it (3/8 to"
-        f" 5/8) by less than {FALSE} of what the clearest quarter of the particles reaches."
+        "A class is false if its average is flat: its standard deviation within a particle's circle is less than"
+        f" {flat:g} of what the clearest quarter of the picks reaches."
     )
     return Table(f"2-D classification of picks on {micrographs} micrographs", header, rows, note)
 
@@ -303,9 +299,9 @@ def _write(out: Path, folder: str, result: Sorted) -> None:
     """The gallery, a row for each class and each pick, and the kept picks as .star."""
     from examples.particle_picking import figures
 
-    classes, kept = result.classes, result.kept
+    classes, kept = result.classes, ~result.false[result.classes.label]
     rows: list[list[object]] = []
-    for k, (size, contrast, false) in enumerate(zip(classes.sizes, classes.contrast, classes.false, strict=True)):
+    for k, (size, contrast, false) in enumerate(zip(classes.sizes, classes.contrast, result.false, strict=True)):
         members = classes.label == k
         agreement = f"{classes.agreement[members].mean():.3f}" if size else ""
         rows.append([k + 1, size, f"{contrast:.3f}", agreement, int(false)])
@@ -328,4 +324,4 @@ def _write(out: Path, folder: str, result: Sorted) -> None:
         good = kept & (result.micrograph == name)
         picks = formats.Picks(result.xy[good], classes.agreement[good].astype(float))
         formats.write_star(out / folder / "kept" / f"{name}_autopick.star", picks)
-    figures.gallery(classes.averages, classes.sizes, classes.false, folder, out / folder / "gallery.png")
+    figures.gallery(classes.averages, classes.sizes, result.false, folder, out / folder / "gallery.png")
