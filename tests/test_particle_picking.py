@@ -224,10 +224,11 @@ def test_cbox_carries_the_size_of_each_particle(tmp_path: Path) -> None:
         ("a.star", "data_\nloop_\n_rlnMicrographName\n_rlnCoordinateX\n_rlnCoordinateY\na 1 2\nb 1 2\n", "several"),
         ("a.cbox", "data_cryolo\nloop_\n_CoordinateX\n_CoordinateY\n1 2\n", "_Width, _Height"),
         ("a.box", "1 2 3\n", "x y width height"),
-        ("a.csv", "u,v\n1,2\n", "names its columns"),
+        ("a.csv", "u,v\n1,2\n", "names the columns"),
         ("a.csv", "x,y\n1\n", "column y"),
-        ("a.csv", "x,y\n1," + "9" * 200_000, "not a CSV table"),
-        ("a.txt", "1 2\n", "coordinates are read from"),
+        ("a.csv", "x,y\n1," + "9" * 200_000, "not a table"),
+        ("a.txt", "1 2\n", "image_name, x_coord"),
+        ("a.dat", "1 2\n", "coordinates are read from"),
     ],
 )
 def test_bad_coordinates_are_named(tmp_path: Path, name: str, text: str, words: str) -> None:
@@ -534,9 +535,8 @@ def test_predict_goes_on_past_bad_files(chain: Path, capfd: pytest.CaptureFixtur
     assert "bad.mrc" in said.err and "1 of 2" in said.err and good.name in said.out
     assert "trained on simulated micrographs" in said.out
     name = good.stem
-    assert sorted(p.name for p in out.iterdir()) == sorted(
-        f"{name}{end}" for end in ("_autopick.star", ".box", ".cbox", "_mask.png")
-    )
+    ends = ("_autopick.star", ".box", ".cbox", "_mask.png")
+    assert {p.name for p in out.iterdir()} == {"predict.json", *(f"{name}{end}" for end in ends)}
     picks, boxes = (
         formats.read_coordinates(out / f"{name}_autopick.star"),
         formats.read_coordinates(out / f"{name}.box"),

@@ -1,4 +1,4 @@
-"""`python -m examples.particle_picking {simulate,fetch,train,evaluate,predict}`: the command line."""
+"""`python -m examples.particle_picking COMMAND`: the command line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _diameter(text: str) -> tuple[float, str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The five commands and their options."""
+    """The commands and their options."""
     top = argparse.ArgumentParser(prog="particle_picking", description="Find protein particles in cryo-EM micrographs.")
     commands = top.add_subparsers(dest="command", required=True)
 
@@ -142,14 +142,69 @@ def parser() -> argparse.ArgumentParser:
     )
     add_output(test, "folder for tables and figures")
 
-    use = add_command(commands, "predict", "pick particles: .star, .box, .cbox and class mask for each micrograph")
-    use.add_argument("files", type=Path, nargs="+", help="micrographs: .mrc (.gz, .bz2), .png, .jpg")
+    use = add_command(commands, "predict", "pick particles: coordinates and class mask for each micrograph")
+    use.add_argument("files", type=Path, nargs="+", help="micrographs (.mrc, also .gz or .bz2; .png, .jpg), or folders")
     use.add_argument("--weights", type=Path, required=True, help="trained weights")
     use.add_argument("--threshold", type=_threshold, help="least score of a pick, 0..1; default the weights' own")
     use.add_argument("--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å); default as trained")
     use.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the file")
+    use.add_argument(
+        "--write", nargs="+", choices=("star", "box", "cbox", "txt", "csv", "mask", "mask.mrc", "stack"),
+        default=["star", "box", "cbox", "mask"], help="what to write",
+    )  # fmt: skip
+    use.add_argument("--box", type=_count, help="side of boxes in px; default the diameter, for stacks 1.5 diameters")
+    use.add_argument("--watch", action="store_true", help="stay, and pick what comes into the folders (Ctrl-C ends it)")
+    use.add_argument("--watch-for", type=_positive, metavar="SECONDS", help="end --watch after so long without news")
+    use.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     add_threads(use)
     add_output(use, "folder to write")
+
+    turn = add_command(commands, "convert", "turn coordinate files into another format")
+    turn.add_argument(
+        "files", type=Path, nargs="+", help=".star, .box, .cbox, .txt (Topaz) or .csv, or folders of them"
+    )
+    turn.add_argument("--to", required=True, choices=("star", "box", "cbox", "txt", "csv"), help="format to write")
+    turn.add_argument("--box", type=_count, help="side of boxes in px, if the file has none")
+    turn.add_argument("--threshold", type=float, help="leave picks of lower score away")
+    turn.add_argument("--flip-height", type=_count, help="rows of the files are counted from the bottom of so many")
+    add_output(turn, "folder to write")
+
+    def add_picks(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--picks", type=Path, nargs="+", required=True, help="folders of picks, each with its files")
+        sub.add_argument("--flip", nargs="+", default=[], metavar="NAME", help="of these folders rows count from below")
+        sub.add_argument("--threshold", type=float, help="leave picks of lower score away")
+        sub.add_argument(
+            "--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å), if not in --coords"
+        )
+
+    judge = add_command(commands, "score", "judge any folders of picks by a folder of true coordinates")
+    add_picks(judge)
+    judge.add_argument("--height", type=_count, help="rows of a micrograph, for --flip")
+    judge.add_argument("--coords", type=Path, required=True, help="folder of true coordinates")
+    judge.add_argument("--apix", type=_positive, help="pixel size in Å, for a diameter in Å")
+    add_output(judge, "folder for the tables")
+
+    sort = add_command(commands, "classify", "sort picks into 2-D classes, find false ones, compare pickers so")
+    add_picks(sort)
+    sort.add_argument("--images", type=Path, required=True, help="folder of the micrographs")
+    sort.add_argument("--coords", type=Path, help="folder of true coordinates, to compare with")
+    sort.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the micrographs")
+    sort.add_argument("--classes", type=_count, default=50, help="number of classes")
+    sort.add_argument("--rounds", type=_count, default=15, help="rounds of K-means")
+    sort.add_argument("--seed", type=seed, default=0, help="seed of the first averages")
+    sort.add_argument(
+        "--flat", type=_positive, default=0.8, help="a class of less contrast, relative to clear ones, is false"
+    )
+    add_output(sort, "folder for tables, galleries and the picks that are kept")
+
+    look = add_command(commands, "view", "make one HTML page to look at picks: threshold, zoom, layers, true and false")
+    look.add_argument("picks", type=Path, help="folder that predict wrote, or any folder of picks")
+    look.add_argument("--images", type=Path, help="folder of the micrographs, if not where predict found them")
+    look.add_argument("--coords", type=Path, help="folder of true coordinates, to show true, false and missed")
+    look.add_argument("--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å), if not known")
+    look.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the micrographs")
+    look.add_argument("--side", type=_count, default=1400, help="px of the longer side of an embedded micrograph")
+    add_output(look, "page to write (.html)")
     return top
 
 
@@ -189,17 +244,21 @@ def main(argv: list[str] | None = None) -> int:
 
     use_threads(getattr(args, "threads", None))
     if args.command == "predict":
-        from examples.particle_picking.predict import predict
+        from examples.particle_picking.predict import Options, predict
 
+        options = Options(args.threshold, args.diameter, args.apix, tuple(dict.fromkeys(args.write)), args.box)
         return predict(
             args.files,
             args.weights,
             args.out,
-            threshold=args.threshold,
-            diameter=args.diameter,
-            apix=args.apix,
+            options,
+            resume=args.resume,
             overwrite=args.overwrite,
+            watch=args.watch or args.watch_for is not None,
+            watch_for=args.watch_for,
         )
+    if args.command in ("convert", "score", "classify", "view"):
+        return {"convert": _convert, "score": _score, "classify": _classify, "view": _view}[args.command](args)
 
     from examples.particle_picking import data
 
@@ -275,6 +334,88 @@ def _evaluate(args: argparse.Namespace, collection: Collection) -> int:
     made, drawn = evaluate.write(result, args.out)
     print("\n\n".join(table.text() for table in made))
     print(f"\n{len(drawn)} figures and the tables as CSV in {args.out}")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from examples.particle_picking import formats
+
+    check_folder(args.out, args.overwrite)
+    files = [f for place in args.files for f in (formats.coordinate_files(place) if place.is_dir() else [place])]
+    found: dict[str, formats.Picks] = {}
+    for path in files:
+        for name, picks in formats.read_all(path, flip_height=args.flip_height).items():
+            if name in found:
+                raise InputError(f"{path}: {name} stands in another file too: give them one at a time")
+            found[name] = picks if args.threshold is None else picks.above(args.threshold)
+    if not found:
+        raise InputError(f"{args.files[0]}: no coordinates in this folder ({', '.join(formats.COORDINATE_SUFFIXES)})")
+    for name, picks in found.items():
+        if (box := args.box or picks.box or picks.diameter) is None and args.to in ("box", "cbox"):
+            raise InputError(f"{name}: its file has no box size: give --box")
+        ending = "_autopick.star" if args.to == "star" else f".{args.to}"
+        formats.write_coordinates(args.out / f"{name}{ending}", picks, round(box or 0))
+    print(f"{sum(map(len, found.values()))} particles of {len(found)} micrographs in {args.out}")
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from examples.particle_picking import data, evaluate
+
+    check_folder(args.out, args.overwrite)
+    made = evaluate.score(
+        args.picks,
+        args.coords,
+        args.out,
+        diameter=data.in_pixels(args.diameter, args.apix) if args.diameter else None,
+        threshold=args.threshold,
+        flip=args.flip,
+        height=args.height,
+    )
+    print("\n\n".join(table.text() for table in made))
+    return 0
+
+
+def _classify(args: argparse.Namespace) -> int:
+    from examples.particle_picking import classify
+    from examples.particle_picking.evaluate import TALK
+
+    check_folder(args.out, args.overwrite)
+    made = classify.compare(
+        args.picks,
+        args.images,
+        args.out,
+        coords=args.coords,
+        diameter=args.diameter,
+        apix=args.apix,
+        threshold=args.threshold,
+        flip=args.flip,
+        classes=args.classes,
+        rounds=args.rounds,
+        seed=args.seed,
+        flat=args.flat,
+    )
+    print(f"{made.text()}\n\n{TALK.text()}")
+    print(f"\ngalleries, classes and the picks that are kept in {args.out}")
+    return 0
+
+
+def _view(args: argparse.Namespace) -> int:
+    from examples.particle_picking import viewer
+
+    check_file(args.out, args.overwrite)
+    if args.out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {args.out}: a page is a .html file")
+    count = viewer.page(
+        args.picks,
+        args.out,
+        images=args.images,
+        coords=args.coords,
+        diameter=args.diameter,
+        apix=args.apix,
+        side=args.side,
+    )
+    print(f"{count} micrographs in {args.out} ({args.out.stat().st_size / 1e6:.1f} MB, opens in any browser)")
     return 0
 
 

@@ -177,3 +177,29 @@ def training(result: Evaluation, path: Path) -> Path:
     axes.set_title(f"Training on {result.pickers[0].meta['kind']} micrographs{many}")
     axes.legend()
     return save(figure, path)
+
+
+def gallery(averages: np.ndarray, sizes: np.ndarray, false: np.ndarray, name: str, path: Path) -> Path:
+    """Class averages (K, h, w), largest class first, false ones crossed out."""
+    shown = np.flatnonzero(sizes)
+    columns = 10
+    rows = -(-len(shown) // columns)
+    figure, axes = subplots(10, 1.13 * rows + 0.5, rows, columns, squeeze=False)
+    low, high = np.percentile(averages[shown], (0.5, 99.5))
+    for place, k in zip(axes.flat, shown, strict=False):
+        place.imshow(averages[k], cmap="gray", vmin=low, vmax=high)
+        place.set_title(
+            f"{sizes[k]}{' false' if false[k] else ''}", fontsize=8, color=RED if false[k] else "black", pad=2
+        )
+        if false[k]:
+            side = averages.shape[1] - 1
+            place.plot([0, side], [0, side], color=RED, lw=1.2)
+            place.plot([0, side], [side, 0], color=RED, lw=1.2)
+    for place in axes.flat:
+        place.set_axis_off()
+    wrong = int(sizes[false].sum())
+    share = 100 * (1 - wrong / sizes.sum())
+    figure.suptitle(
+        f"{name}: {sizes.sum()} picks in {len(shown)} classes, {wrong} false by the rule, accuracy {share:.1f} %"
+    )
+    return save(figure, path)
