@@ -20,6 +20,7 @@ from examples.common import (
     seed,
     use_threads,
 )
+from examples.particle_picking import WEIGHTS
 
 if TYPE_CHECKING:
     from examples.particle_picking.data import Collection
@@ -135,6 +136,11 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help="folder for runs.csv and table.csv; goes on where it stopped"
     )
 
+    weights = add_command(commands, "ship", "train the weights that come with the program again (10 minutes)")
+    add_data(weights)
+    weights.add_argument("--seed", type=seed, default=0, help="seed of weights, crops and simulated micrographs")
+    add_output(weights, "folder for simulated.safetensors and picker.safetensors")
+
     test = add_command(commands, "evaluate", "score a picker on its test micrographs, beside other programs' picks")
     add_data(test)
     test.add_argument(
@@ -144,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
 
     use = add_command(commands, "predict", "pick particles: coordinates and class mask for each micrograph")
     use.add_argument("files", type=Path, nargs="+", help="micrographs (.mrc, also .gz or .bz2; .png, .jpg), or folders")
-    use.add_argument("--weights", type=Path, required=True, help="trained weights")
+    use.add_argument("--weights", type=Path, default=WEIGHTS, help="trained weights; default those shipped")
     use.add_argument("--threshold", type=_threshold, help="least score of a pick, 0..1; default the weights' own")
     use.add_argument("--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å); default as trained")
     use.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the file")
@@ -265,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     collection = data.open_collection(
         data_folder(args.data, "micrographs", data.REMEDY), diameter=args.diameter, apix=args.apix
     )
-    return {"train": _train, "study": _study, "evaluate": _evaluate}[args.command](args, collection)
+    return {"train": _train, "study": _study, "ship": _ship, "evaluate": _evaluate}[args.command](args, collection)
 
 
 def _train(args: argparse.Namespace, collection: Collection) -> int:
@@ -311,6 +317,15 @@ def _settings(args: argparse.Namespace) -> dict[str, int]:
     if strange := sorted(given.keys() - takes[args.method]):
         raise InputError(f"--{strange[0]} says nothing to --method {args.method}")
     return {"count" if name == "templates" else name: value for name, value in given.items()}
+
+
+def _ship(args: argparse.Namespace, collection: Collection) -> int:
+    from examples.particle_picking import ship
+
+    check_folder(args.out, args.overwrite)
+    for path in ship.ship(collection, args.out, args.seed):
+        print(f"weights in {path}")
+    return 0
 
 
 def _study(args: argparse.Namespace, collection: Collection) -> int:

@@ -305,21 +305,39 @@ def train_picker(
         begin(picker, start)
     if references is not None:
         picker.take_references(references, collection.diameter)
-    picker.fit(mixed(training, crops.simulated(simulated, how.seed, how.progress)), validation, how)
+    made = crops.simulated(simulated, how.seed, how.progress)
+    held = simulated // 10
+    validation += made[:held]
+    picker.fit(mixed(training, made[held:]), validation, how)
     share = np.mean([[(item.label == k).mean() for k in range(len(CLASSES))] for item in training], axis=0)
-    picker.meta |= {
-        "kind": collection.kind,
+    learnt = [name for name, part in zip(CLASSES, share, strict=True) if simulated or part > SEEN]
+    picker.meta |= described(parts, collection.kind, collection.diameter, collection.apix, learnt, simulated, how)
+    picker.meta.setdefault("history", [])
+    picker.calibrate(validation if validation and picker.overfits else training + validation)
+    return picker
+
+
+def described(
+    parts: Split,
+    kind: str,
+    diameter: float | None,
+    apix: float | None,
+    learnt: list[str],
+    simulated: int,
+    how: Training,
+) -> dict[str, Any]:
+    """What the file of a picker says of its training."""
+    return {
+        "kind": kind,
         "classes": list(CLASSES),
-        "labelled": [name for name, part in zip(CLASSES, share, strict=True) if simulated or part > SEEN],
+        "labelled": learnt,
         "working": WORKING,
-        "diameter": collection.diameter,
-        "apix": collection.apix,
+        "diameter": diameter,
+        "apix": apix,
         "split": {"train": parts.train, "val": parts.val, "test": parts.test},
         "simulated": simulated,
         "training": {k: v for k, v in asdict(how).items() if k not in ("state", "resume", "progress")},
     }
-    picker.calibrate(validation if validation and picker.overfits else training + validation)
-    return picker
 
 
 def begin(picker: Picker, start: Path) -> None:

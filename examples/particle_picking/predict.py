@@ -52,6 +52,8 @@ class Options:
 def diameter_px(picker: network.Picker, wanted: Diameter | None, apix: float | None) -> float:
     """Particle diameter in px of an image with `apix` Å/px: what the user says, else what the picker was trained on."""
     trained, trained_apix = picker.meta["diameter"], picker.meta["apix"]
+    if wanted is None and trained is None:
+        raise InputError("these weights are for particles of any size: give --diameter, as 108 (px) or 190A (Å)")
     if wanted is None:
         return trained * trained_apix / apix if apix and trained_apix else trained
     return in_pixels(wanted, apix)
