@@ -137,11 +137,11 @@ def test_ice_and_carbon_are_found_by_rule_and_particles_are_not() -> None:
     for x, y in particles:
         image -= 1.5 * (np.hypot(xx - x, yy - y) < 12)
     image -= 6 * np.sqrt(np.clip(1 - ((xx - 150) ** 2 + (yy - 480) ** 2) / 50**2, 0, None))  # a crystal
-    image[:, 560:] += rng.normal(0, 2, (640, 80))  # a rough film
+    image[:, 480:] += rng.normal(0, 2, (640, 160))  # a rough film
     found = enhance.enhance(image.astype(np.float32), 36).foreign
     assert found is not None
-    assert found[240, 75] == 2 and (found[:, 300:] == 3).mean() > 0.7 and (found[:, :260] == 3).mean() < 0.02
-    clear = [(x, y) for x, y in particles if x < 520 and np.hypot(x - 150, y - 480) > 80]
+    assert found[240, 75] == 2 and (found[:, 260:] == 3).mean() > 0.7 and (found[:, :220] == 3).mean() < 0.02
+    clear = [(x, y) for x, y in particles if x < 430 and np.hypot(x - 150, y - 480) > 80]
     assert sum(found[int(y / 2), int(x / 2)] > 0 for x, y in clear) <= 1 < len(clear)
     seen = view(np.zeros((100, 100)))
     marked = replace(seen, foreign=np.pad(np.full((100, 50), 2, np.uint8), ((0, 0), (50, 0))))

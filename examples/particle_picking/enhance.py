@@ -147,16 +147,12 @@ def enhance(image: np.ndarray, diameter: float, show: Show = lambda name, pictur
     return Enhanced(done, live, scale, image.shape, foreign)
 
 
-def _disc(radius: float) -> np.ndarray:
-    reach = int(np.ceil(radius))
-    yy, xx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    return np.hypot(yy, xx) <= radius
-
-
 def _opened(mask: np.ndarray, radius: float) -> np.ndarray:
-    """Where a disc of `radius` px fits into the mask."""
-    far = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1] > radius
-    return ndimage.distance_transform_edt(~far) <= radius if far.any() else far
+    """Where a disc of `radius` px fits into the mask, which goes on beyond the rim of the picture."""
+    frame = int(radius) + 1
+    far = ndimage.distance_transform_edt(np.pad(mask, frame, mode="edge")) > radius
+    within = ndimage.distance_transform_edt(~far) <= radius if far.any() else far
+    return within[frame:-frame, frame:-frame] & mask
 
 
 def foreign_matter(small: np.ndarray, detail: np.ndarray, live: np.ndarray) -> np.ndarray:
