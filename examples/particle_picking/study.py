@@ -24,7 +24,6 @@ from examples.particle_picking.network import Training
 from examples.particle_picking.picking import Score
 
 LABELS = ("100 picks", "1", "2", "4", "8")  # "100 picks": a strip of one micrograph; the rest whole micrographs
-STEPS = 128  # of 8 crops
 HEADER = ("method", "labels", "fold", "particles", "threshold", "hits", "picked", "marked")
 WAYS = {  # name: method, whether it starts from simulated micrographs
     "U-Net from simulated": ("segmentation", True),
