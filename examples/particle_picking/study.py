@@ -40,7 +40,7 @@ def strip(item: Prepared, count: int = 100) -> Prepared:
     classes = item.classes.copy()
     classes[end:] = IGNORE
     live = item.enhanced.live.copy()
-    live[end + WORKING :] = False  # so that nothing is picked there when the threshold is chosen
+    live[end + WORKING // 2 + 1 :] = False  # so that nothing is picked there when the threshold is chosen
     return replace(item, xy=item.xy[order], classes=classes, enhanced=replace(item.enhanced, live=live))
 
 
