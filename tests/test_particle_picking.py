@@ -11,6 +11,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from PIL import Image  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from examples.common import InputError, run_command  # noqa: E402
-from examples.particle_picking import data, enhance, evaluate, formats, network, picking, simulate  # noqa: E402
+from examples.particle_picking import crops, data, enhance, evaluate, formats, network, picking, simulate  # noqa: E402
 from examples.particle_picking.__main__ import main  # noqa: E402
 from examples.particle_picking.formats import Picks  # noqa: E402
 from minidl import optim  # noqa: E402
@@ -432,10 +433,12 @@ def test_labels_discs_masks_and_rim() -> None:
     view = enhance.enhance(some_image(300), 27)  # 1.5 px a working pixel
     mask = np.zeros(view.shape, np.uint8)
     mask[:, 200:] = 3
-    label = network.labels(view, np.array([[100.0, 90.0], [240, 150]]), mask)
+    entry = data.Entry("a", Path("a"), None, None, {})
+    xy = np.array([[100.0, 90.0], [240, 150]])
+    label = crops.Prepared(entry, view, xy, 27.0, crops.marked_classes(view, mask)).label
     x, y = view.to_working([[100.0, 90.0]])[0]
     assert label[round(y), round(x)] == 1 and label[round(y), round(x + 7)] == 0 and label[100, 160] == 1
-    assert label[60, 160] == 3 and (label[:8] == network.IGNORE).all()
+    assert label[60, 160] == 3 and (label[:8] == crops.IGNORE).all()
 
 
 def test_truth_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -445,15 +448,15 @@ def test_truth_of_another_size_is_refused(tmp_path: Path) -> None:
     )
     folder = data.open_collection(tmp_path, diameter=(27, "px"))
     with pytest.raises(InputError, match=r"a\.star: 2 of 3 centres lie outside 308x300"):
-        network.prepare(folder, folder.entries[0])
+        crops.prepare(folder, folder.entries[0])
     formats.write_star(tmp_path / "coords" / "a.star", Picks(np.array([[10.0, 10.0]]), np.ones(1)))
     formats.write_mask(tmp_path / "semantic" / "a.png", np.zeros((10, 10), np.uint8))
     folder = data.open_collection(tmp_path, diameter=(27, "px"))
     with pytest.raises(InputError, match=r"a\.png: 10x10 px"):
-        network.prepare(folder, folder.entries[0])
+        crops.prepare(folder, folder.entries[0])
     formats.write_mask(tmp_path / "semantic" / "a.png", np.full((300, 308), 7, np.uint8))
     with pytest.raises(InputError, match="class mask"):
-        network.prepare(folder, folder.entries[0])
+        crops.prepare(folder, folder.entries[0])
     for text in ("[]", "{", '{"kind": "invented"}', '{"diameter": -3}', '{"apix": "wide"}'):
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(InputError, match=r"dataset\.json"):
@@ -473,10 +476,9 @@ def test_class_mask_at_full_resolution() -> None:
 
 def test_tiles_agree_with_the_whole() -> None:
     import minidl
-    from minidl import models
 
     minidl.manual_seed(0)
-    picker = network.Picker(models.UNet(1, 4, 2, 2), {})
+    picker = network.Segmentation(width=2, depth=2)
     view = enhance.enhance(some_image(300), 20)
     whole, tiled = picker.segment(view, tile=1024), picker.segment(view, tile=96)
     np.testing.assert_allclose(whole, tiled, atol=1e-5)
@@ -573,9 +575,10 @@ def test_an_interrupted_prediction_leaves_no_micrograph_half_done(
 
 def test_resume_gives_the_same_weights(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = data.open_collection(chain / "sim")
-    parts, options = data.split(folder), {"epochs": 2, "width": 2, "depth": 1, "progress": False}
+    parts, options = data.split(folder), {"settings": {"width": 2, "depth": 1}}
+    how = network.Training(epochs=2, progress=False)
     monkeypatch.setattr(network, "CROPS_PER_EPOCH", 8)
-    whole = network.train_picker(folder, parts, **options)
+    whole = network.train_picker(folder, parts, **options, how=how)
     seen = []
 
     def killed() -> None:
@@ -587,8 +590,10 @@ def test_resume_gives_the_same_weights(chain: Path, tmp_path: Path, monkeypatch:
     step = schedule.step
     monkeypatch.setattr(schedule, "step", lambda self: (killed(), step(self))[1])
     with pytest.raises(KeyboardInterrupt):
-        network.train_picker(folder, parts, **options, state=tmp_path / "s.safetensors")
-    again = network.train_picker(folder, parts, **options, state=tmp_path / "s.safetensors", resume=True)
+        network.train_picker(folder, parts, **options, how=replace(how, state=tmp_path / "s.safetensors"))
+    again = network.train_picker(
+        folder, parts, **options, how=replace(how, state=tmp_path / "s.safetensors", resume=True)
+    )
     for name, array in whole.model.state_dict().items():
         np.testing.assert_array_equal(array, again.model.state_dict()[name])
 
@@ -727,6 +732,8 @@ def test_a_short_training_on_real_micrographs(real: Path, tmp_path: Path, monkey
     monkeypatch.setattr(network, "CROPS_PER_EPOCH", 96)
     names = [entry.name for entry in folder.entries]
     parts = data.Split(train=names[4:6], val=names[6:7], test=names[7:8])
-    picker = network.train_picker(folder, parts, epochs=2, width=8, depth=2, lr=0.01, progress=False)
+    picker = network.train_picker(
+        folder, parts, settings={"width": 8, "depth": 2}, how=network.Training(epochs=2, lr=0.01, progress=False)
+    )
     result = evaluate.evaluate(folder, [picker], progress=False)
     assert result.total().f1 > 0.7 and set(result.others) == {"cassper", "cryolo", "gautomatch"}

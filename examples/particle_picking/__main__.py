@@ -20,6 +20,7 @@ from examples.common import (
     seed,
     use_threads,
 )
+from examples.particle_picking import WEIGHTS
 
 if TYPE_CHECKING:
     from examples.particle_picking.data import Collection
@@ -36,6 +37,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 0 or more")
     return value
 
 
@@ -73,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     sim.add_argument("--seed", type=seed, default=0, help="random seed")
     sim.add_argument("--size", type=_count, default=1024, help="side in px")
     sim.add_argument("--apix", type=_positive, default=3.54, help="pixel size in Å")
+    sim.add_argument("--shape", default="betagal", help="molecule: betagal, shell, barrel, antibody or ribosome")
+    sim.add_argument("--dose", type=_positive, default=20.0, help="electrons per square Å")
     sim.add_argument("--mode", choices=("float32", "int16", "uint16"), default="float32", help="number type of the MRC")
     add_output(sim, "folder to write")
 
@@ -81,19 +91,55 @@ def parser() -> argparse.ArgumentParser:
     )
     add_output(fetched, "folder to write")
 
+    steps = add_command(commands, "enhance", "show what each step of the contrast enhancement does to a micrograph")
+    steps.add_argument("file", type=Path, help="micrograph: .mrc (.gz, .bz2), .png, .jpg")
+    steps.add_argument("--diameter", type=_diameter, required=True, help="particle diameter, 108 (px) or 190A (Å)")
+    steps.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the file")
+    add_output(steps, "picture to write (.png)")
+
     fit = add_command(commands, "train", "train a picker on a data folder")
     add_data(fit)
+    fit.add_argument(
+        "--method",
+        choices=("segmentation", "detection", "template", "log"),
+        default="segmentation",
+        help="U-Net, grid network, averaged templates, or Laplacian of Gaussian",
+    )
+    fit.add_argument("--start", type=Path, help="weights of the same network to begin with")
+    fit.add_argument(
+        "--simulated", type=_whole, default=0, help="micrographs of random molecules that join the training"
+    )
     fit.add_argument("--epochs", type=_count, default=16, help="epochs of 128 crops")
     fit.add_argument("--seed", type=seed, default=0, help="seed of weights and crops")
     fit.add_argument("--batch-size", type=_count, default=8, help="crops a step")
     fit.add_argument("--lr", type=_positive, default=2e-3, help="first learning rate (AdamW, cosine)")
-    fit.add_argument("--width", type=_count, default=16, help="channels of the U-Net's first level")
-    fit.add_argument("--depth", type=_count, default=3, help="levels of the U-Net")
+    fit.add_argument("--width", type=_count, help="channels of the network's first level (default 16, detection 12)")
+    fit.add_argument("--depth", type=_count, help="levels of the U-Net (default 3)")
+    fit.add_argument(
+        "--references",
+        type=Path,
+        help="pictures (.mrcs, .mrc, .png) of the micrographs' pixel size to use as templates, instead of averages",
+    )
+    fit.add_argument("--templates", type=_count, help="class averages that the template method makes (default 4)")
     fit.add_argument("--folds", type=_count, default=4, help="parts of the split by micrograph")
     fit.add_argument("--fold", type=int, default=0, help="which part is the test")
     fit.add_argument("--split-seed", type=seed, default=0, help="seed of the split")
     fit.add_argument("--resume", action="store_true", help="continue a training that was interrupted")
     add_output(fit, "weights to write (.safetensors)")
+
+    few = add_command(commands, "study", "F1 after 100 picks, 1, 2, 4, 8 micrographs, for each way to pick")
+    add_data(few)
+    few.add_argument("--folds", type=int, nargs="+", default=[0, 1], help="which of the 4 splits (0..3) to run")
+    few.add_argument("--start", type=Path, help="weights trained on simulated micrographs to begin with")
+    few.add_argument("--seed", type=seed, default=0, help="seed of weights and crops")
+    few.add_argument(
+        "--out", type=Path, required=True, help="folder for runs.csv and table.csv; goes on where it stopped"
+    )
+
+    weights = add_command(commands, "ship", "train the weights that come with the program again (10 minutes)")
+    add_data(weights)
+    weights.add_argument("--seed", type=seed, default=0, help="seed of weights, crops and simulated micrographs")
+    add_output(weights, "folder for simulated.safetensors and picker.safetensors")
 
     test = add_command(commands, "evaluate", "score a picker on its test micrographs, beside other programs' picks")
     add_data(test)
@@ -104,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
 
     use = add_command(commands, "predict", "pick particles: coordinates and class mask for each micrograph")
     use.add_argument("files", type=Path, nargs="+", help="micrographs (.mrc, also .gz or .bz2; .png, .jpg), or folders")
-    use.add_argument("--weights", type=Path, required=True, help="trained weights")
+    use.add_argument("--weights", type=Path, default=WEIGHTS, help="trained weights; default those shipped")
     use.add_argument("--threshold", type=_threshold, help="least score of a pick, 0..1; default the weights' own")
     use.add_argument("--diameter", type=_diameter, help="particle diameter, 108 (px) or 190A (Å); default as trained")
     use.add_argument("--apix", type=_positive, help="pixel size in Å, if not in the file")
@@ -175,7 +221,15 @@ def main(argv: list[str] | None = None) -> int:
         from examples.particle_picking.simulate import simulate
 
         simulate(
-            args.out, n=args.n, seed=args.seed, size=args.size, apix=args.apix, mode=args.mode, overwrite=args.overwrite
+            args.out,
+            n=args.n,
+            seed=args.seed,
+            size=args.size,
+            apix=args.apix,
+            mode=args.mode,
+            shape=args.shape,
+            dose=args.dose,
+            overwrite=args.overwrite,
         )
         print(f"{args.n} simulated micrographs in {args.out}")
         return 0
@@ -184,6 +238,14 @@ def main(argv: list[str] | None = None) -> int:
 
         fetch(args.out, overwrite=args.overwrite)
         print(f"1 real micrograph in {args.out}")
+        return 0
+
+    if args.command == "enhance":
+        from examples.particle_picking import steps
+
+        check_file(args.out, args.overwrite)
+        steps.draw(args.file, args.out, diameter=args.diameter, apix=args.apix)
+        print(f"the steps of enhancement in {args.out}")
         return 0
 
     use_threads(getattr(args, "threads", None))
@@ -209,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     collection = data.open_collection(
         data_folder(args.data, "micrographs", data.REMEDY), diameter=args.diameter, apix=args.apix
     )
-    return _train(args, collection) if args.command == "train" else _evaluate(args, collection)
+    return {"train": _train, "study": _study, "ship": _ship, "evaluate": _evaluate}[args.command](args, collection)
 
 
 def _train(args: argparse.Namespace, collection: Collection) -> int:
@@ -227,23 +289,55 @@ def _train(args: argparse.Namespace, collection: Collection) -> int:
         f" {len(parts.test)} are kept for the test"
     )
     state = args.out.with_suffix(".training.safetensors")
+    how = network.Training(
+        epochs=args.epochs, seed=args.seed, batch_size=args.batch_size, lr=args.lr, state=state, resume=args.resume
+    )
     picker = network.train_picker(
         collection,
         parts,
-        epochs=args.epochs,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        width=args.width,
-        depth=args.depth,
-        state=state,
-        resume=args.resume,
+        method=args.method,
+        simulated=args.simulated,
+        start=args.start,
+        references=args.references,
+        settings=_settings(args),
+        how=how,
     )
     picker.save(args.out)
     state.unlink(missing_ok=True)
     found = picker.meta["validation"]
     print(f"validation: F1 {found['f1']:.3f} at threshold {picker.threshold:.2f}, AP {found['average_precision']:.3f}")
     print(f"weights in {args.out}")
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> dict[str, int]:
+    """What the user said of the picker; InputError for what its method does not have."""
+    takes = {"segmentation": {"width", "depth"}, "detection": {"width"}, "template": {"templates"}, "log": set()}
+    given = {name: getattr(args, name) for name in ("width", "depth", "templates") if getattr(args, name) is not None}
+    if strange := sorted(given.keys() - takes[args.method]):
+        raise InputError(f"--{strange[0]} says nothing to --method {args.method}")
+    return {"count" if name == "templates" else name: value for name, value in given.items()}
+
+
+def _ship(args: argparse.Namespace, collection: Collection) -> int:
+    from examples.particle_picking import ship
+
+    check_folder(args.out, args.overwrite)
+    for path in ship.ship(collection, args.out, args.seed):
+        print(f"weights in {path}")
+    return 0
+
+
+def _study(args: argparse.Namespace, collection: Collection) -> int:
+    from examples.common import write_csv
+    from examples.particle_picking import study
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    ways = [way for way, (_, begun) in study.WAYS.items() if args.start is not None or not begun]
+    lines = list(study.run(ways, args.folds, collection, args.out, args.start, seed=args.seed))
+    made = study.table(lines, collection.kind)
+    write_csv(args.out / "table.csv", made.header, made.rows, overwrite=True)
+    print(made.text())
     return 0
 
 

@@ -100,7 +100,7 @@ def evaluate(collection: Collection, pickers: Sequence[network.Picker], *, progr
     tested = []
     for picker, entry in tqdm(jobs, "testing", leave=False, disable=None if progress else True):
         item = network.prepare(collection, entry)
-        candidates, probability = picker.pick(item.enhanced)
+        candidates, probability = picker.look(item.enhanced)
         tested.append(Tested(item, candidates, probability, picker.threshold))
     others: dict[str, dict[str, formats.Picks]] = {}
     for name in sorted({name for _, entry in jobs for name in entry.pickers}):
@@ -125,7 +125,7 @@ def tables(result: Evaluation) -> list[Table]:
     kind = result.collection.kind
     total, ap = result.total(), result.curve().average_precision
     taught = result.pickers[0].meta["kind"]
-    ours = "minidl U-Net" + (f" (trained on {taught} data)" if taught != kind else "")
+    ours = result.pickers[0].label + (f" (trained on {taught} data)" if taught != kind else "")
     rows = [(ours, *_cells(total), f"{ap:.3f}")]
     rows += [(OTHER_NAMES.get(n, n), *_cells(result.other_score(n)), "") for n in result.others]
     blobs = result.baseline()

@@ -94,7 +94,13 @@ def curves(result: Evaluation, path: Path) -> Path:
         visible = (2 * grid > f1) & (precision <= 1)
         axes.plot(grid[visible], precision[visible], color="0.85", lw=0.8, zorder=0)
         axes.annotate(f"F1 {f1}", (1.01, f1 / (2 - f1)), color="0.5", fontsize=8, va="center", annotation_clip=False)
-    axes.plot(curve.recall, curve.precision, color=BLUE, lw=2, label=f"minidl U-Net (AP {curve.average_precision:.3f})")
+    axes.plot(
+        curve.recall,
+        curve.precision,
+        color=BLUE,
+        lw=2,
+        label=f"{result.pickers[0].label} (AP {curve.average_precision:.3f})",
+    )
     axes.plot(
         total.recall, total.precision, "o", color=BLUE, ms=9, label=f"threshold from validation (F1 {total.f1:.3f})"
     )

@@ -52,6 +52,8 @@ class Options:
 def diameter_px(picker: network.Picker, wanted: Diameter | None, apix: float | None) -> float:
     """Particle diameter in px of an image with `apix` Å/px: what the user says, else what the picker was trained on."""
     trained, trained_apix = picker.meta["diameter"], picker.meta["apix"]
+    if wanted is None and trained is None:
+        raise InputError("these weights are for particles of any size: give --diameter, as 108 (px) or 190A (Å)")
     if wanted is None:
         return trained * trained_apix / apix if apix and trained_apix else trained
     return in_pixels(wanted, apix)
@@ -79,7 +81,7 @@ def predict_one(
         enhanced = enhance(image, across)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    candidates, probability = picker.pick(enhanced)
+    candidates, probability = picker.look(enhanced)
     picks = candidates.above(threshold)
     box = options.box or round(across)
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{name}.") as part:  # all files or none
