@@ -86,27 +86,35 @@ def coefficients(images: np.ndarray, sampler: sparse.csr_array) -> np.ndarray:
 @dataclass(frozen=True)
 class Classes:
     """Of n particles: class label (n,), rotation (n,) rad, offset (n, 2) px (y, x) of the centre, agreement (n,) =
-    correlation with the class. Class 0 is the largest; averages (K, 49, 49) of the turned particles.
+    correlation with the class. Class 0 is the largest; halves (2, K, 49, 49) are the averages of every other turned
+    particle, from the first and from the second.
     """
 
     label: np.ndarray
     angle: np.ndarray
     offset: np.ndarray
     agreement: np.ndarray
-    averages: np.ndarray
+    halves: np.ndarray
 
     @property
     def sizes(self) -> np.ndarray:
         """Particles in each class (K,)."""
-        return np.bincount(self.label, minlength=len(self.averages))
+        return np.bincount(self.label, minlength=self.halves.shape[1])
+
+    @property
+    def averages(self) -> np.ndarray:
+        """Average (K, 49, 49) of each class."""
+        first = np.bincount(self.label[::2], minlength=self.halves.shape[1]) / np.maximum(self.sizes, 1)
+        return self.halves[0] * first[:, None, None] + self.halves[1] * (1 - first)[:, None, None]
 
     @property
     def contrast(self) -> np.ndarray:
-        """Standard deviation of each average (K,) within a particle's circle, in units of the weighted upper quartile:
-        what the clearest quarter of the particles reaches. Noise averages out, a particle does not.
+        """√ of the covariance (K,) of both halves within a particle's circle, in units of the weighted upper quartile:
+        what the clearest quarter of the particles reaches. What is in both halves is no noise, however few they are.
         """
-        radius = np.hypot(*(np.mgrid[-HALF : HALF + 1, -HALF : HALF + 1]))
-        depth = self.averages[:, radius <= ACROSS / 2].std(1)
+        circle = np.hypot(*(np.mgrid[-HALF : HALF + 1, -HALF : HALF + 1])) <= ACROSS / 2
+        first, second = (half[:, circle] - half[:, circle].mean(1, keepdims=True) for half in self.halves)
+        depth = np.sqrt(np.maximum((first * second).mean(1), 0))
         order = np.argsort(depth)
         clear = depth[order][np.searchsorted(np.cumsum(self.sizes[order]), 0.75 * len(self.label))]
         return depth / max(clear, 1e-12)
@@ -165,23 +173,20 @@ def classify(
     rank = np.empty(classes, int)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(classes)
     label = rank[label]
-    return Classes(label, angle, offset, agreement, _averages(boxes, label, angle, offset, classes))
+    return Classes(label, angle, offset, agreement, _halves(boxes, label, angle, offset, classes))
 
 
-def _averages(boxes: np.ndarray, label: np.ndarray, angle: np.ndarray, offset: np.ndarray, classes: int) -> np.ndarray:
-    """Mean (K, 49, 49) of the members of each class, moved and turned upon one another."""
-    total = np.zeros((classes, 2 * HALF + 1, 2 * HALF + 1))
+def _halves(boxes: np.ndarray, label: np.ndarray, angle: np.ndarray, offset: np.ndarray, classes: int) -> np.ndarray:
+    """Means (2, K, 49, 49) of every other member of each class, moved and turned upon one another."""
+    total = np.zeros((2, classes, 2 * HALF + 1, 2 * HALF + 1))
     for first in range(0, len(boxes), BATCH):
-        part = slice(first, first + BATCH)
-        for image, k, (cos, sin) in zip(
-            windows(boxes[part], offset[part]),
-            label[part],
-            np.stack([np.cos(angle), np.sin(angle)], 1)[part],
-            strict=True,
-        ):
+        for k, image in enumerate(windows(boxes[first : first + BATCH], offset[first : first + BATCH]), first):
+            cos, sin = np.cos(angle[k]), np.sin(angle[k])
             matrix = np.array([[cos, sin], [-sin, cos]])
-            total[k] += ndimage.affine_transform(image, matrix, HALF - matrix @ (HALF, HALF), order=1, mode="nearest")
-    return total / np.maximum(np.bincount(label, minlength=classes), 1)[:, None, None]
+            turned = ndimage.affine_transform(image, matrix, HALF - matrix @ (HALF, HALF), order=1, mode="nearest")
+            total[k % 2, label[k]] += turned
+    sizes = np.stack([np.bincount(label[start::2], minlength=classes) for start in (0, 1)])
+    return total / np.maximum(sizes, 1)[:, :, None, None]
 
 
 @dataclass(frozen=True)
