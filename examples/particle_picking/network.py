@@ -305,10 +305,7 @@ def train_picker(
         begin(picker, start)
     if references is not None:
         picker.take_references(references, collection.diameter)
-    made = crops.simulated(simulated, how.seed, how.progress)
-    held = simulated // 10
-    validation += made[:held]
-    picker.fit(mixed(training, made[held:]), validation, how)
+    picker.fit(mixed(training, crops.simulated(simulated, how.seed, how.progress)), validation, how)
     share = np.mean([[(item.label == k).mean() for k in range(len(CLASSES))] for item in training], axis=0)
     learnt = [name for name, part in zip(CLASSES, share, strict=True) if simulated or part > SEEN]
     picker.meta |= described(parts, collection.kind, collection.diameter, collection.apix, learnt, simulated, how)
