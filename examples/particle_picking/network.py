@@ -308,7 +308,8 @@ def train_picker(
     picker.fit(mixed(training, crops.simulated(simulated, how.seed, how.progress)), validation, how)
     share = np.mean([[(item.label == k).mean() for k in range(len(CLASSES))] for item in training], axis=0)
     learnt = [name for name, part in zip(CLASSES, share, strict=True) if simulated or part > SEEN]
-    picker.meta |= described(parts, collection.kind, collection.diameter, collection.apix, learnt, simulated, how)
+    kind = f"{collection.kind} and simulated" if simulated and collection.kind == "real" else collection.kind
+    picker.meta |= described(parts, kind, collection.diameter, collection.apix, learnt, simulated, how)
     picker.meta.setdefault("history", [])
     picker.calibrate(validation if validation and picker.overfits else training + validation)
     return picker
