@@ -140,11 +140,14 @@ class Crops(data.Dataset):
         back = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]).round(12) / zoom
         if rng.random() < 0.5:
             back = back @ np.diag([1.0, -1.0])
-        corner = np.array([rng.integers(n - side + 1) for n in item.classes.shape])
         centre = (side - 1) / 2
-        offset = corner + centre - back @ (centre, centre)  # (row, column) in the micrograph of the crop's (0, 0)
+        for _ in range(100):  # until a tenth of the crop is labelled
+            corner = np.array([rng.integers(n - side + 1) for n in item.classes.shape])
+            offset = corner + centre - back @ (centre, centre)  # (row, column) in the micrograph of the crop's (0, 0)
+            classes = ndimage.affine_transform(item.classes, back, offset, (side, side), order=0, cval=IGNORE)
+            if (classes != IGNORE).mean() > 0.1:
+                break
         image = ndimage.affine_transform(item.enhanced.image, back, offset, (side, side), order=1)
-        classes = ndimage.affine_transform(item.classes, back, offset, (side, side), order=0, cval=IGNORE)
         rows_columns = (points[:, 1::-1] - offset) @ np.linalg.inv(back).T
         points = np.column_stack([rows_columns[:, ::-1], points[:, 2] * zoom])
         points = points[((points[:, :2] > -WORKING) & (points[:, :2] < side + WORKING)).all(1)]
