@@ -294,8 +294,8 @@ def comparison(results: dict[str, Sorted], micrographs: int, flat: float) -> Tab
             row += [f"{100 * result.hit.mean():.1f}", f"{100 * sizes[(share < 0.5) == false].sum() / picked:.1f}"]
         rows.append(row)
     note = (
-        "A class is false if its average is flat: its standard deviation within a particle's circle is less than"
-        f" {flat:g} of what the clearest quarter of the picks reaches."
+        "A class is false if its average is flat: what its two halves show alike within a particle's circle deviates by"
+        f" less than {flat:g} of what the clearest quarter of the picks reaches."
     )
     return Table(f"2-D classification of picks on {micrographs} micrographs", header, rows, note)
 
