@@ -137,7 +137,7 @@ def test_ice_and_carbon_are_found_by_rule_and_particles_are_not() -> None:
     for x, y in particles:
         image -= 1.5 * (np.hypot(xx - x, yy - y) < 12)
     image -= 6 * np.sqrt(np.clip(1 - ((xx - 150) ** 2 + (yy - 480) ** 2) / 50**2, 0, None))  # a crystal
-    image[:, 480:] += rng.normal(0, 2, (640, 160))  # a rough film
+    image[:, 480:] += rng.normal(0, 5, (640, 160))  # a rough film
     found = enhance.enhance(image.astype(np.float32), 36).foreign
     assert found is not None
     assert found[240, 75] == 2 and (found[:, 260:] == 3).mean() > 0.7 and (found[:, :220] == 3).mean() < 0.02
@@ -359,11 +359,13 @@ def test_touching_particles_are_split_and_measured() -> None:
     centres = [(40.0, 45.0), (53.0, 45.0), (90.0, 45.0)]
     radius = 0.35 * WORKING
     heat = np.max([1 / (1 + np.exp(2 * (np.hypot(xx - x, yy - y) - radius))) for x, y in centres], axis=0)
-    picks = picking.find_picks(heat, view(np.zeros((90, 120))))
-    assert len(picks) == 3
-    np.testing.assert_allclose(sorted(picks.xy.tolist()), centres, atol=0.6)
-    assert picks.size is not None
-    np.testing.assert_allclose(picks.size, WORKING, rtol=0.15)
+    heat[20:23, 60:63] = 0.9  # a speck
+    for rule, count in (("peaks", 4), ("blobs", 3)):  # the speck is too small for a blob
+        picks = picking.find_picks(heat, view(np.zeros((90, 120))), rule=rule)
+        kept = [k for k, (_, y) in enumerate(picks.xy) if y > 30]
+        assert len(picks) == count and picks.size is not None
+        np.testing.assert_allclose(sorted(picks.xy[kept].tolist()), centres, atol=0.6)
+        np.testing.assert_allclose(picks.size[kept], WORKING, rtol=0.2)
 
 
 def test_mixed_shows_both_kinds_equally_often() -> None:
@@ -383,17 +385,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize("method", ["detection", "template", "log"])
-def test_train_and_evaluate_any_method(
-    folder: Path, method: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+@pytest.mark.parametrize("method", ["detection", "template"])
+def test_programs_take_any_method(folder: Path, method: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("matplotlib")
     weights = tmp_path / "w.safetensors"
     options = ("--epochs", 1, "--width", 4) if method == "detection" else ()
     assert run("train", "--data", folder, "--method", method, "--out", weights, *options) == 0
     assert network.load_picker(weights).method == method
-    assert run("evaluate", "--data", folder, "--weights", weights, "--out", tmp_path / "e") == 0
-    assert network.load_picker(weights).label in capsys.readouterr().out
+    if method == "template":
+        assert run("evaluate", "--data", folder, "--weights", weights, "--out", tmp_path / "e") == 0
+        assert "minidl templates" in capsys.readouterr().out
     image = sorted((folder / "images").glob("*.mrc"))[0]
     assert run("predict", image, "--weights", weights, "--out", tmp_path / "p") == 0
     assert (tmp_path / "p" / f"{image.stem}_mask.png").exists()
@@ -429,7 +430,7 @@ def test_shipping_in_small(folder: Path, tmp_path: Path) -> None:
     first = ship.from_simulated(micrographs=2, how=TINY)
     first.save(tmp_path / "s.safetensors")
     both = ship.general(data.open_collection(folder), tmp_path / "s.safetensors", micrographs=2, how=TINY)
-    assert both.meta["diameter"] is None and both.meta["split"]["test"] == [] and both.meta["simulated"] == 2
+    assert both.meta["diameter"] is None and len(both.meta["split"]["test"]) == 1 and both.meta["simulated"] == 2
     assert {"ice", "carbon"} <= set(both.meta["labelled"]) and 0 < both.threshold < 1
 
 

@@ -116,6 +116,11 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--width", type=_count, help="channels of the network's first level (default 16, detection 12)")
     fit.add_argument("--depth", type=_count, help="levels of the U-Net (default 3)")
     fit.add_argument(
+        "--rule",
+        choices=("peaks", "blobs"),
+        help="how the U-Net's mask becomes picks: its peaks (default), or blobs of the right size",
+    )
+    fit.add_argument(
         "--references",
         type=Path,
         help="pictures (.mrcs, .mrc, .png) of the micrographs' pixel size to use as templates, instead of averages",
@@ -310,10 +315,17 @@ def _train(args: argparse.Namespace, collection: Collection) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> dict[str, int]:
+def _settings(args: argparse.Namespace) -> dict[str, int | str]:
     """What the user said of the picker; InputError for what its method does not have."""
-    takes = {"segmentation": {"width", "depth"}, "detection": {"width"}, "template": {"templates"}, "log": set()}
-    given = {name: getattr(args, name) for name in ("width", "depth", "templates") if getattr(args, name) is not None}
+    takes = {
+        "segmentation": {"width", "depth", "rule"},
+        "detection": {"width"},
+        "template": {"templates"},
+        "log": set(),
+    }
+    given = {
+        name: getattr(args, name) for name in ("width", "depth", "rule", "templates") if getattr(args, name) is not None
+    }
     if strange := sorted(given.keys() - takes[args.method]):
         raise InputError(f"--{strange[0]} says nothing to --method {args.method}")
     return {"count" if name == "templates" else name: value for name, value in given.items()}

@@ -15,7 +15,6 @@ from examples.particle_picking.enhance import WORKING, Enhanced, enhance
 from minidl import data
 
 IGNORE = 255
-DISC = 0.35  # radius of the disc that stands for a particle, in diameters: neighbours in a crowd stay apart
 CROP = 160  # px: side of a training crop, nine particles across
 
 
@@ -51,7 +50,7 @@ def discs(points: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """
     label = classes.astype(np.int64)
     for x, y, diameter in points:
-        reach = DISC * diameter
+        reach = picking.DISC * diameter
         top, left = max(0, int(y - reach)), max(0, int(x - reach))
         window = label[top : max(0, int(y + reach) + 2), left : max(0, int(x + reach) + 2)]
         yy, xx = np.ogrid[: window.shape[0], : window.shape[1]]

@@ -206,8 +206,8 @@ class Segmentation(Network):
 
     method, label = "segmentation", "minidl U-Net"
 
-    def __init__(self, width: int = 16, depth: int = 3) -> None:
-        super().__init__(width=width, depth=depth)
+    def __init__(self, width: int = 16, depth: int = 3, rule: str = "peaks") -> None:
+        super().__init__(width=width, depth=depth, rule=rule)
         self.model = models.UNet(1, len(CLASSES), width, depth)
         self.step = 2**depth
         self.weight = np.ones(len(CLASSES), np.float32)
@@ -245,10 +245,10 @@ class Segmentation(Network):
 
     def look(self, enhanced: Enhanced) -> tuple[formats.Picks, np.ndarray]:
         """Candidates, and the class probabilities (4, h, w) they come from."""
-        probability = self.segment(enhanced)
+        probability, rule = self.segment(enhanced), self.settings["rule"]
         if {"ice", "carbon"} <= set(self.meta.get("labelled", ())):  # learnt, so the rule is not asked
-            return picking.find_picks(probability[1], replace(enhanced, foreign=None)), probability
-        return picking.find_picks(probability[1], enhanced), with_foreign(probability, enhanced)
+            return picking.find_picks(probability[1], replace(enhanced, foreign=None), rule=rule), probability
+        return picking.find_picks(probability[1], enhanced, rule=rule), with_foreign(probability, enhanced)
 
 
 def class_mask(probability: np.ndarray, enhanced: Enhanced) -> np.ndarray:
@@ -305,13 +305,11 @@ def train_picker(
         begin(picker, start)
     if references is not None:
         picker.take_references(references, collection.diameter)
-    made = crops.simulated(simulated, how.seed, how.progress)
-    held = simulated // 10
-    validation += made[:held]
-    picker.fit(mixed(training, made[held:]), validation, how)
+    picker.fit(mixed(training, crops.simulated(simulated, how.seed, how.progress)), validation, how)
     share = np.mean([[(item.label == k).mean() for k in range(len(CLASSES))] for item in training], axis=0)
     learnt = [name for name, part in zip(CLASSES, share, strict=True) if simulated or part > SEEN]
-    picker.meta |= described(parts, collection.kind, collection.diameter, collection.apix, learnt, simulated, how)
+    kind = f"{collection.kind} and simulated" if simulated and collection.kind == "real" else collection.kind
+    picker.meta |= described(parts, kind, collection.diameter, collection.apix, learnt, simulated, how)
     picker.meta.setdefault("history", [])
     picker.calibrate(validation if validation and picker.overfits else training + validation)
     return picker
@@ -343,8 +341,9 @@ def described(
 def begin(picker: Picker, start: Path) -> None:
     """Take first weights from a file of the same method and settings."""
     other = load_picker(start)
-    if (other.method, other.settings) != (picker.method, picker.settings):
-        raise InputError(f"{start}: weights of {other.method} {other.settings}, not {picker.method} {picker.settings}")
+    mine, theirs = ({k: v for k, v in p.settings.items() if k != "rule"} for p in (picker, other))
+    if (other.method, theirs) != (picker.method, mine):
+        raise InputError(f"{start}: weights of {other.method} {theirs}, not {picker.method} {mine}")
     picker.restore(start)
 
 

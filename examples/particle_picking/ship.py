@@ -15,7 +15,7 @@ from examples.particle_picking.data import Collection, Split, split
 from examples.particle_picking.network import Picker, Training
 
 MICROGRAPHS = 100  # simulated, of as many random molecules; a tenth validates
-FIRST, THEN = Training(epochs=40), Training(lr=1e-3, crops=256)
+FIRST, THEN = Training(epochs=40), Training(lr=1e-3)
 START, SHIPPED = "simulated.safetensors", "picker.safetensors"
 
 
@@ -41,13 +41,12 @@ def general(
     micrographs: int = MICROGRAPHS,
     how: Training = THEN,
 ) -> Picker:
-    """Go on from `start` with all real micrographs but the two that validate, and as many crops of simulated ones.
+    """Go on from `start` with the real training micrographs of fold 0, and as many crops of simulated ones.
 
-    It is to be told the diameter of the particles, so it remembers none.
+    The micrographs of its test stay unseen, so that `evaluate` can say how good it is. It is to be told the diameter of
+    the particles, so it remembers none.
     """
-    parts = split(collection)
-    whole = Split(sorted(parts.train + parts.test), parts.val, [])
-    picker = network.train_picker(collection, whole, simulated=micrographs, start=start, how=how)
+    picker = network.train_picker(collection, split(collection), simulated=micrographs, start=start, how=how)
     picker.meta |= {"diameter": None, "apix": None}
     return picker
 

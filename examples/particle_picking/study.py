@@ -24,7 +24,6 @@ from examples.particle_picking.network import Training
 from examples.particle_picking.picking import Score
 
 LABELS = ("100 picks", "1", "2", "4", "8")  # "100 picks": a strip of one micrograph; the rest whole micrographs
-STEPS = 128  # of 8 crops
 HEADER = ("method", "labels", "fold", "particles", "threshold", "hits", "picked", "marked")
 WAYS = {  # name: method, whether it starts from simulated micrographs
     "U-Net from simulated": ("segmentation", True),
@@ -41,7 +40,7 @@ def strip(item: Prepared, count: int = 100) -> Prepared:
     classes = item.classes.copy()
     classes[end:] = IGNORE
     live = item.enhanced.live.copy()
-    live[end + WORKING :] = False  # so that nothing is picked there when the threshold is chosen
+    live[end + WORKING // 2 + 1 :] = False  # so that nothing is picked there when the threshold is chosen
     return replace(item, xy=item.xy[order], classes=classes, enhanced=replace(item.enhanced, live=live))
 
 
