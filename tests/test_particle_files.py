@@ -164,7 +164,7 @@ class Quick:
     def __init__(self) -> None:
         self.left = 99
 
-    def pick(self, enhanced):  # type: ignore[no-untyped-def]
+    def look(self, enhanced):  # type: ignore[no-untyped-def]
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt

@@ -146,8 +146,8 @@ def classify(
     twice = np.full((len(average), 1, 1), 2)  # a real signal's coefficients stand for their conjugates too,
     twice[[0, -1]] = 1  # but for the first and last
     turn = 2j * np.pi / ANGLES * np.arange(len(average))[:, None]
-    for turned in tqdm(range(rounds), "classifying", unit="round", leave=False, disable=None if progress else True):
-        step = 2 if turned < rounds // 2 else 1
+    for number in tqdm(range(rounds), "classifying", unit="round", leave=False, disable=None if progress else True):
+        step = 2 if number < rounds // 2 else 1
         sampler = polar_sampler(step)
         norm = (np.abs(average) ** 2 * twice).sum((0, 1))
         total = np.zeros_like(average)
@@ -163,7 +163,7 @@ def classify(
             a, s, k = np.unravel_index(best, (ANGLES, 9, classes))
             each = np.arange(count)
             label[part], angle[part] = k, 2 * np.pi * a / ANGLES
-            agreement[part] = (found[a, each, s, k] + norm[k] / 2) / np.sqrt(norm[k])
+            agreement[part] = (found[a, each, s, k] + norm[k] / 2) / np.sqrt(norm[k] + 1e-12)
             offset[part] += step * SHIFTS[s]
             member = sparse.csr_array((np.ones(count, np.float32), (k, each)), shape=(classes, count))
             for m, own in enumerate(c[:, each, s] * np.exp(turn * a)[:, :, None]):
@@ -294,8 +294,8 @@ def comparison(results: dict[str, Sorted], micrographs: int, flat: float) -> Tab
             row += [f"{100 * result.hit.mean():.1f}", f"{100 * sizes[(share < 0.5) == false].sum() / picked:.1f}"]
         rows.append(row)
     note = (
-        "A class is false if its average is flat: its standard deviation within a particle's circle is less than"
-        f" {flat:g} of what the clearest quarter of the picks reaches."
+        "A class is false if its average is flat: what its two halves show alike within a particle's circle deviates by"
+        f" less than {flat:g} of what the clearest quarter of the picks reaches."
     )
     return Table(f"2-D classification of picks on {micrographs} micrographs", header, rows, note)
 
