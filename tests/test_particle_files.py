@@ -221,6 +221,8 @@ def test_everything_that_can_be_written(quick: Quick, tmp_path: Path, capfd: pyt
         np.testing.assert_allclose(formats.read_coordinates(tmp_path / "out" / f"m1{end}").xy, picks.xy, atol=1e-3)
     joined = starfile.read(tmp_path / "out" / "particles.star")
     total = sum(len(p) for p in formats.read_folder(tmp_path / "out").values())
+    assert run("convert", tmp_path / "out", "--to", "box", "--box", 9, "--out", tmp_path / "boxes") == 0
+    assert len(formats.read_coordinates(tmp_path / "boxes" / "m1.box")) == len(picks)
     assert len(joined["particles"]) == total > 9 and joined["optics"]["rlnImageSize"].item() == 46
     assert f"{total} particles in" in capfd.readouterr().out
     assert run(*command, "--write", "stack", "--box", 33, "--overwrite") == 2

@@ -368,15 +368,14 @@ def _convert(args: argparse.Namespace) -> int:
     from examples.particle_picking import formats
 
     check_folder(args.out, args.overwrite)
-    files = [f for place in args.files for f in (formats.coordinate_files(place) if place.is_dir() else [place])]
     found: dict[str, formats.Picks] = {}
-    for path in files:
-        for name, picks in formats.read_all(path, flip_height=args.flip_height).items():
+    for path in args.files:
+        for name, picks in (formats.read_folder(path) if path.is_dir() else formats.read_all(path)).items():
             if name in found:
                 raise InputError(f"{path}: {name} stands in another file too: give them one at a time")
+            if args.flip_height is not None:
+                picks.xy[:, 1] = args.flip_height - picks.xy[:, 1]
             found[name] = picks if args.threshold is None else picks.above(args.threshold)
-    if not found:
-        raise InputError(f"{args.files[0]}: no coordinates in this folder ({', '.join(formats.COORDINATE_SUFFIXES)})")
     for name, picks in found.items():
         if (box := args.box or picks.box or picks.diameter) is None and args.to in ("box", "cbox"):
             raise InputError(f"{name}: its file has no box size: give --box")
