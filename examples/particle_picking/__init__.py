@@ -3,7 +3,7 @@
 A micrograph is a noisy projection image of thousands of frozen molecules. The program enhances its contrast, labels
 every pixel as background, protein, ice or carbon (semantic segmentation, as CASSPER does), and turns the protein map
 into particle centres in the files that RELION, EMAN and crYOLO read. Reading order: simulate, formats, data, enhance,
-picking, crops, network, template, detection, evaluate, study.
+picking, crops, network, template, detection, evaluate, classify, study.
 """
 
 from pathlib import Path
