@@ -11,6 +11,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from PIL import Image  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from examples.common import InputError, run_command  # noqa: E402
-from examples.particle_picking import data, enhance, evaluate, formats, network, picking, simulate  # noqa: E402
+from examples.particle_picking import crops, data, enhance, evaluate, formats, network, picking, simulate  # noqa: E402
 from examples.particle_picking.__main__ import main  # noqa: E402
 from examples.particle_picking.formats import Picks  # noqa: E402
 from minidl import optim  # noqa: E402
@@ -154,7 +155,7 @@ def test_round_trip_within_half_a_pixel(tmp_path_factory: pytest.TempPathFactory
         if suffix != ".box":
             np.testing.assert_allclose(back.score, picks.score, atol=1e-6)
         if suffix != ".star" and len(xy):
-            assert back.size == box
+            assert back.box == box
 
 
 def test_star_is_what_relion_writes_and_starfile_reads(tmp_path: Path) -> None:
@@ -198,9 +199,17 @@ def test_star_by_block_name_and_label(tmp_path: Path) -> None:
 
 
 def test_csv_with_diameter_and_score(tmp_path: Path) -> None:
-    (tmp_path / "c.csv").write_text("x,y,diameter,score\n1.5,2,108,.5\n3,4,108,1\n")
+    (tmp_path / "c.csv").write_text("x,y,diameter,score\n1.5,2,106,.5\n3,4,110,1\n")
     picks = formats.read_coordinates(tmp_path / "c.csv")
-    assert picks.size == 108 and picks.xy.tolist() == [[1.5, 2], [3, 4]] and picks.above(0.7).xy.tolist() == [[3, 4]]
+    assert picks.diameter == 108 and picks.xy.tolist() == [[1.5, 2], [3, 4]]
+    assert picks.above(0.7).xy.tolist() == [[3, 4]] and picks.above(0.7).size.tolist() == [110]
+
+
+def test_cbox_carries_the_size_of_each_particle(tmp_path: Path) -> None:
+    picks = Picks(np.array([[50.0, 60.0], [70.0, 80.0]]), np.array([0.5, 0.75]), np.array([20.25, 31.5]))
+    formats.write_cbox(tmp_path / "a.cbox", picks, 41)
+    back = formats.read_coordinates(tmp_path / "a.cbox")
+    assert back.size.tolist() == [20.25, 31.5] and back.box == 41 and back.xy.tolist() == picks.xy.tolist()
 
 
 @pytest.mark.parametrize(
@@ -215,10 +224,11 @@ def test_csv_with_diameter_and_score(tmp_path: Path) -> None:
         ("a.star", "data_\nloop_\n_rlnMicrographName\n_rlnCoordinateX\n_rlnCoordinateY\na 1 2\nb 1 2\n", "several"),
         ("a.cbox", "data_cryolo\nloop_\n_CoordinateX\n_CoordinateY\n1 2\n", "_Width, _Height"),
         ("a.box", "1 2 3\n", "x y width height"),
-        ("a.csv", "u,v\n1,2\n", "names its columns"),
+        ("a.csv", "u,v\n1,2\n", "names the columns"),
         ("a.csv", "x,y\n1\n", "column y"),
-        ("a.csv", "x,y\n1," + "9" * 200_000, "not a CSV table"),
-        ("a.txt", "1 2\n", "coordinates are read from"),
+        ("a.csv", "x,y\n1," + "9" * 200_000, "not a table"),
+        ("a.txt", "1 2\n", "image_name, x_coord"),
+        ("a.dat", "1 2\n", "coordinates are read from"),
     ],
 )
 def test_bad_coordinates_are_named(tmp_path: Path, name: str, text: str, words: str) -> None:
@@ -423,10 +433,12 @@ def test_labels_discs_masks_and_rim() -> None:
     view = enhance.enhance(some_image(300), 27)  # 1.5 px a working pixel
     mask = np.zeros(view.shape, np.uint8)
     mask[:, 200:] = 3
-    label = network.labels(view, np.array([[100.0, 90.0], [240, 150]]), mask)
+    entry = data.Entry("a", Path("a"), None, None, {})
+    xy = np.array([[100.0, 90.0], [240, 150]])
+    label = crops.Prepared(entry, view, xy, 27.0, crops.marked_classes(view, mask)).label
     x, y = view.to_working([[100.0, 90.0]])[0]
     assert label[round(y), round(x)] == 1 and label[round(y), round(x + 7)] == 0 and label[100, 160] == 1
-    assert label[60, 160] == 3 and (label[:8] == network.IGNORE).all()
+    assert label[60, 160] == 3 and (label[:8] == crops.IGNORE).all()
 
 
 def test_truth_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -436,15 +448,15 @@ def test_truth_of_another_size_is_refused(tmp_path: Path) -> None:
     )
     folder = data.open_collection(tmp_path, diameter=(27, "px"))
     with pytest.raises(InputError, match=r"a\.star: 2 of 3 centres lie outside 308x300"):
-        network.prepare(folder, folder.entries[0])
+        crops.prepare(folder, folder.entries[0])
     formats.write_star(tmp_path / "coords" / "a.star", Picks(np.array([[10.0, 10.0]]), np.ones(1)))
     formats.write_mask(tmp_path / "semantic" / "a.png", np.zeros((10, 10), np.uint8))
     folder = data.open_collection(tmp_path, diameter=(27, "px"))
     with pytest.raises(InputError, match=r"a\.png: 10x10 px"):
-        network.prepare(folder, folder.entries[0])
+        crops.prepare(folder, folder.entries[0])
     formats.write_mask(tmp_path / "semantic" / "a.png", np.full((300, 308), 7, np.uint8))
     with pytest.raises(InputError, match="class mask"):
-        network.prepare(folder, folder.entries[0])
+        crops.prepare(folder, folder.entries[0])
     for text in ("[]", "{", '{"kind": "invented"}', '{"diameter": -3}', '{"apix": "wide"}'):
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(InputError, match=r"dataset\.json"):
@@ -464,10 +476,9 @@ def test_class_mask_at_full_resolution() -> None:
 
 def test_tiles_agree_with_the_whole() -> None:
     import minidl
-    from minidl import models
 
     minidl.manual_seed(0)
-    picker = network.Picker(models.UNet(1, 4, 2, 2), {})
+    picker = network.Segmentation(width=2, depth=2)
     view = enhance.enhance(some_image(300), 20)
     whole, tiled = picker.segment(view, tile=1024), picker.segment(view, tile=96)
     np.testing.assert_allclose(whole, tiled, atol=1e-5)
@@ -524,15 +535,14 @@ def test_predict_goes_on_past_bad_files(chain: Path, capfd: pytest.CaptureFixtur
     assert "bad.mrc" in said.err and "1 of 2" in said.err and good.name in said.out
     assert "trained on simulated micrographs" in said.out
     name = good.stem
-    assert sorted(p.name for p in out.iterdir()) == sorted(
-        f"{name}{end}" for end in ("_autopick.star", ".box", ".cbox", "_mask.png")
-    )
+    ends = ("_autopick.star", ".box", ".cbox", "_mask.png")
+    assert {p.name for p in out.iterdir()} == {"predict.json", *(f"{name}{end}" for end in ends)}
     picks, boxes = (
         formats.read_coordinates(out / f"{name}_autopick.star"),
         formats.read_coordinates(out / f"{name}.box"),
     )
     every = formats.read_coordinates(out / f"{name}.cbox")
-    assert len(picks) == len(boxes) <= len(every) and boxes.size == every.size == 54
+    assert len(picks) == len(boxes) <= len(every) and boxes.box == every.box == 54
     np.testing.assert_allclose(boxes.xy, picks.xy, atol=0.5001)
     limit = network.load_picker(chain / "w.safetensors").threshold
     np.testing.assert_allclose(every.above(limit - 1e-6).xy, picks.xy, atol=1e-3)
@@ -565,9 +575,10 @@ def test_an_interrupted_prediction_leaves_no_micrograph_half_done(
 
 def test_resume_gives_the_same_weights(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = data.open_collection(chain / "sim")
-    parts, options = data.split(folder), {"epochs": 2, "width": 2, "depth": 1, "progress": False}
+    parts, options = data.split(folder), {"settings": {"width": 2, "depth": 1}}
+    how = network.Training(epochs=2, progress=False)
     monkeypatch.setattr(network, "CROPS_PER_EPOCH", 8)
-    whole = network.train_picker(folder, parts, **options)
+    whole = network.train_picker(folder, parts, **options, how=how)
     seen = []
 
     def killed() -> None:
@@ -579,8 +590,10 @@ def test_resume_gives_the_same_weights(chain: Path, tmp_path: Path, monkeypatch:
     step = schedule.step
     monkeypatch.setattr(schedule, "step", lambda self: (killed(), step(self))[1])
     with pytest.raises(KeyboardInterrupt):
-        network.train_picker(folder, parts, **options, state=tmp_path / "s.safetensors")
-    again = network.train_picker(folder, parts, **options, state=tmp_path / "s.safetensors", resume=True)
+        network.train_picker(folder, parts, **options, how=replace(how, state=tmp_path / "s.safetensors"))
+    again = network.train_picker(
+        folder, parts, **options, how=replace(how, state=tmp_path / "s.safetensors", resume=True)
+    )
     for name, array in whole.model.state_dict().items():
         np.testing.assert_array_equal(array, again.model.state_dict()[name])
 
@@ -719,6 +732,8 @@ def test_a_short_training_on_real_micrographs(real: Path, tmp_path: Path, monkey
     monkeypatch.setattr(network, "CROPS_PER_EPOCH", 96)
     names = [entry.name for entry in folder.entries]
     parts = data.Split(train=names[4:6], val=names[6:7], test=names[7:8])
-    picker = network.train_picker(folder, parts, epochs=2, width=8, depth=2, lr=0.01, progress=False)
+    picker = network.train_picker(
+        folder, parts, settings={"width": 8, "depth": 2}, how=network.Training(epochs=2, lr=0.01, progress=False)
+    )
     result = evaluate.evaluate(folder, [picker], progress=False)
     assert result.total().f1 > 0.7 and set(result.others) == {"cassper", "cryolo", "gautomatch"}

@@ -79,7 +79,8 @@ def open_collection(folder: Path, *, diameter: Diameter | None = None, apix: flo
     if not images:
         raise InputError(f"{folder}: no micrographs (.mrc, .png, .jpg) in {folder / 'images'}; {REMEDY}")
     about = _about(folder / "dataset.json")
-    coords = _by_name(folder / "coords", formats.COORDINATE_SUFFIXES)
+    listed = formats.coordinate_files(folder / "coords") if (folder / "coords").is_dir() else []
+    coords = {formats.stem(path): path for path in reversed(listed)}
     semantic = _by_name(folder / "semantic", (".png",))
     pickers = {sub.name: _by_name(sub, formats.COORDINATE_SUFFIXES) for sub in sorted(folder.glob("pickers/*"))}
     entries = tuple(
@@ -94,7 +95,7 @@ def open_collection(folder: Path, *, diameter: Diameter | None = None, apix: flo
     if diameter is not None:
         across = in_pixels(diameter, apix)
     else:
-        across = about.get("diameter") or formats.read_coordinates(next(iter(coords.values()))).size
+        across = about.get("diameter") or formats.read_coordinates(next(iter(coords.values()))).diameter
         if across is None:
             raise InputError(
                 f"{folder}: the particle diameter is not in its files; give --diameter, as 108 (px) or 190A (Å)"

@@ -6,6 +6,7 @@ particle needs only some twenty pixels to be recognised. The rest is taking out 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +22,15 @@ class Enhanced:
     """An enhanced micrograph.
 
     image (h, w) float32: mean 0, deviation about 1, particles dark; live (h, w): false on the dead border;
-    scale (y, x): working pixels per original pixel; shape: the original (H, W).
+    scale (y, x): working pixels per original pixel; shape: the original (H, W); foreign (h, w) uint8: 2 where ice or
+    dirt lies, 3 on carbon, else 0 (None: not looked for).
     """
 
     image: np.ndarray
     live: np.ndarray
     scale: tuple[float, float]
     shape: tuple[int, int]
+    foreign: np.ndarray | None = None
 
     def to_working(self, xy: np.ndarray) -> np.ndarray:
         """Original px -> working px, both (n, 2)."""
@@ -77,45 +80,175 @@ def downsample(image: np.ndarray, factor: float) -> tuple[np.ndarray, tuple[floa
     return small[: round(tall * scale[0]), : round(wide * scale[1])], scale
 
 
-def enhance(image: np.ndarray, diameter: float) -> Enhanced:
+Show = Callable[[str, np.ndarray], None]  # takes the name of a step and the picture after it
+
+
+def robust_scale(image: np.ndarray, sample: tuple[slice, slice], limit: float = 7) -> np.ndarray:
+    """(x − median) / (1.4826 · median |x − median|), cut at ± `limit`: hot pixels and dead ones lose their power.
+
+    `sample` says which pixels the medians see.
+    """
+    some = image[sample]
+    middle = np.median(some)
+    spread = 1.4826 * np.median(np.abs(some - middle)) + 1e-6 * max(1.0, abs(middle))
+    return np.clip((image - middle) / spread, -limit, limit)
+
+
+def remove_plane(image: np.ndarray, sample: tuple[slice, slice]) -> np.ndarray:
+    """Take off the plane a·y + b·x + c fitted to the pixels of `sample`: the slope of ice and beam."""
+    yy, xx = (np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape)
+    terms = [np.broadcast_to(t, image.shape)[sample].ravel() for t in (yy[:, None], xx[None], np.float32(1))]
+    slope = np.linalg.lstsq(np.stack(terms, 1), image[sample].ravel(), rcond=None)[0]
+    return image - slope[0] * yy[:, None] - slope[1] * xx[None]
+
+
+def _masked_blur(field: np.ndarray, live: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian mean over live pixels only."""
+    weight = live.astype(np.float32)
+    total = ndimage.gaussian_filter(weight, sigma, mode="constant")
+    return ndimage.gaussian_filter(field * weight, sigma, mode="constant") / np.maximum(total, 1e-3)
+
+
+def enhance(image: np.ndarray, diameter: float, show: Show = lambda name, picture: None) -> Enhanced:
     """Enhance a micrograph (H, W) whose particles are `diameter` px across.
 
-    A plane is taken off, outliers beyond 7 robust deviations are cut, the image is low-passed and shrunk until a
-    particle spans WORKING pixels, the slow background (a Gaussian of one diameter) is taken off, and what stays is
-    divided by its local deviation (Gaussian of two diameters) so that thick and thin ice look alike. Dead borders
-    count nowhere. Raises InputError for an absurd diameter.
+    Robust scaling and removal of a plane (twice: the second time without the outliers that pulled at the first);
+    low-pass and shrinking until a particle spans WORKING pixels; the slow background (a Gaussian of one diameter) off;
+    division by the local deviation (Gaussian of two diameters), so that thick and thin ice look alike. Dead borders
+    count nowhere. `show` is given the picture after each step. Raises InputError for an absurd diameter.
     """
     if not 4 <= diameter <= min(image.shape) / 4:
         raise InputError(
             f"a particle of {diameter:.3g} px in a micrograph of {image.shape[1]}x{image.shape[0]} px: --diameter must"
             " be between 4 px and a quarter of the micrograph"
         )
+    show("as stored", image)
     top, bottom, left, right = dead_border(image)
-    yy, xx = (np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape)
     sample = np.s_[top : image.shape[0] - bottom : 8, left : image.shape[1] - right : 8]
-    flat = image
-    for _ in range(2):  # the second time without the outliers that pulled at the first
-        some = flat[sample]
-        middle = np.median(some)
-        spread = 1.4826 * np.median(np.abs(some - middle)) + 1e-6 * max(1.0, abs(middle))
-        flat = np.clip((flat - middle) / spread, -7, 7)
-        terms = [np.broadcast_to(t, image.shape)[sample].ravel() for t in (yy[:, None], xx[None], np.float32(1))]
-        slope = np.linalg.lstsq(np.stack(terms, 1), flat[sample].ravel(), rcond=None)[0]
-        flat = flat - slope[0] * yy[:, None] - slope[1] * xx[None]
+    flat = robust_scale(image, sample)
+    show("robust scaling", flat)
+    flat = remove_plane(robust_scale(remove_plane(flat, sample), sample), sample)
+    show("plane off", flat)
     small, scale = downsample(flat, diameter / WORKING)
     h, w = small.shape
     edges = np.ceil([top * scale[0], bottom * scale[0], left * scale[1], right * scale[1]]).astype(int)
     live = np.zeros((h, w), bool)
     live[edges[0] : h - edges[1], edges[2] : w - edges[3]] = True
+    small = np.where(live, small, np.median(small[live]))
+    show("low-pass and shrink", small)
 
-    weight = live.astype(np.float32)
-
-    def blur(field: np.ndarray, sigma: float) -> np.ndarray:
-        """Gaussian mean over live pixels only."""
-        total = ndimage.gaussian_filter(weight, sigma, mode="constant")
-        return ndimage.gaussian_filter(field * weight, sigma, mode="constant") / np.maximum(total, 1e-3)
-
-    detail = small - blur(small, WORKING)
-    deviation = np.sqrt(blur(detail**2, 2 * WORKING))
+    detail = small - _masked_blur(small, live, WORKING)
+    show("background off", detail * live)
+    deviation = np.sqrt(_masked_blur(detail**2, live, 2 * WORKING))
+    foreign = foreign_matter(small, detail, live)
     detail /= np.maximum(deviation, 0.25 * np.median(deviation[live]) + 1e-6)
-    return Enhanced(np.clip(detail, -5, 5) * weight, live, scale, image.shape)
+    done = np.clip(detail, -5, 5) * live.astype(np.float32)
+    show("local contrast", done)
+    return Enhanced(done, live, scale, image.shape, foreign)
+
+
+def _opened(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Where a disc of `radius` px fits into the mask, which goes on beyond the rim of the picture."""
+    frame = int(radius) + 1
+    far = ndimage.distance_transform_edt(np.pad(mask, frame, mode="edge")) > radius
+    within = ndimage.distance_transform_edt(~far) <= radius if far.any() else far
+    return within[frame:-frame, frame:-frame] & mask
+
+
+def foreign_matter(small: np.ndarray, detail: np.ndarray, live: np.ndarray) -> np.ndarray:
+    """Where a rule sees what is no protein -> (h, w) uint8: 2 ice or dirt, 3 carbon film, else 0.
+
+    `small` is the shrunken picture, `detail` the same without its slow background. Ice and dirt are
+    darker than the field by 3.5 robust deviations, and at half their depth still wider than a particle. Carbon is
+    darker than the field by 6 deviations of its slow changes, or rougher by half, over a disc of three particles.
+    """
+    smooth = ndimage.gaussian_filter(small, 0.15 * WORKING)
+    middle = np.median(smooth[live])
+    spread = 1.4826 * np.median(np.abs(smooth[live] - middle)) + 1e-9
+    depth = (middle - smooth) * live
+    near = ndimage.maximum_filter(depth, WORKING)  # the deepest within half a particle
+    ice = _opened((depth > 3.5 * spread) & (depth > 0.5 * near), 0.55 * WORKING)
+    if ice.any():
+        ice = (ndimage.distance_transform_edt(~ice) <= 0.3 * WORKING) & live
+    clear = live & ~(ndimage.distance_transform_edt(~ice) <= WORKING if ice.any() else ice)
+    if not clear.any():
+        return (2 * live).astype(np.uint8)
+    slow, rough = _masked_blur(small, clear, WORKING), np.sqrt(_masked_blur(detail**2, clear, WORKING))
+    middle = np.median(slow[clear])
+    wide = 1.4826 * np.median(np.abs(slow[clear] - middle)) + 1e-9
+    film = _opened(((slow < middle - 6 * wide) | (rough > 1.5 * np.median(rough[clear]))) & clear, 1.5 * WORKING)
+    return np.where(ice, 2, np.where(film & live, 3, 0)).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------- the talk's three channels
+
+
+def to_bytes(image: np.ndarray, live: np.ndarray | None = None) -> np.ndarray:
+    """8 bits (h, w) uint8: the hundredth darkest becomes 0, the hundredth brightest 255."""
+    low, high = np.percentile(image if live is None else image[live], (1, 99))
+    return np.clip((image - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
+
+
+def equalise(image: np.ndarray) -> np.ndarray:
+    """Histogram equalisation of an 8-bit picture: every grey becomes equally frequent."""
+    share = np.cumsum(np.bincount(image.ravel(), minlength=256)) / image.size
+    return (255 * share).astype(np.uint8)[image]
+
+
+def bilateral(image: np.ndarray, space: float = 1.5, grey: float = 40.0) -> np.ndarray:
+    """Mean over neighbours that are near (Gaussian of `space` px) and alike (Gaussian of `grey` levels): noise goes,
+    edges stay. Tomasi & Manduchi 1998.
+    """
+    reach = int(np.ceil(2 * space))
+    picture = image.astype(np.float32)
+    padded = np.pad(picture, reach, mode="symmetric")
+    total, weight = np.zeros_like(picture), np.zeros_like(picture)
+    for dy in range(2 * reach + 1):
+        for dx in range(2 * reach + 1):
+            other = padded[dy : dy + image.shape[0], dx : dx + image.shape[1]]
+            near = np.exp(-((dy - reach) ** 2 + (dx - reach) ** 2) / (2 * space**2))
+            w = near * np.exp(-((other - picture) ** 2) / (2 * grey**2))
+            total += w * other
+            weight += w
+    return np.round(total / weight).astype(np.uint8)
+
+
+def clahe(image: np.ndarray, tiles: int = 8, limit: float = 2.0) -> np.ndarray:
+    """Contrast-limited adaptive histogram equalisation of an 8-bit picture (h, w).
+
+    Each of tiles x tiles fields has its own equalisation; a grey counts at most `limit` times its fair share, what is
+    cut off is given to all; between the fields' middles the four nearest answers are mixed linearly. Zuiderveld 1994.
+    """
+    h, w = image.shape
+    tables = np.empty((tiles, tiles, 256), np.float32)
+    rows, columns = (np.linspace(0, n, tiles + 1).astype(int) for n in (h, w))
+    for i in range(tiles):
+        for j in range(tiles):
+            field = image[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+            count = np.bincount(field.ravel(), minlength=256).astype(np.float32)
+            cap = max(limit * field.size / 256, 1)
+            count = np.minimum(count, cap) + np.maximum(count - cap, 0).sum() / 256
+            tables[i, j] = 255 * np.cumsum(count) / count.sum()
+    y, x = (np.clip((np.arange(n) + 0.5) / n * tiles - 0.5, 0, tiles - 1) for n in (h, w))
+    i, j = np.minimum(y.astype(int), max(tiles - 2, 0)), np.minimum(x.astype(int), max(tiles - 2, 0))
+    fy, fx = (y - i)[:, None], (x - j)[None]
+    below, right = np.minimum(i + 1, tiles - 1)[:, None], np.minimum(j + 1, tiles - 1)[None]
+    i, j = i[:, None], j[None]
+    upper = (1 - fx) * tables[i, j, image] + fx * tables[i, right, image]
+    lower = (1 - fx) * tables[below, j, image] + fx * tables[below, right, image]
+    return np.round((1 - fy) * upper + fy * lower).astype(np.uint8)
+
+
+def three_channels(enhanced: Enhanced, show: Show = lambda name, picture: None) -> np.ndarray:
+    """The talk's input (3, h, w) uint8: the 8-bit picture equalised; smoothed by a bilateral filter; after CLAHE 8x8.
+
+    Each step works on the one before, as in CASSPER's preparation; which three of its pictures CASSPER stacks is not
+    printed, so this choice is ours.
+    """
+    made = [equalise(to_bytes(enhanced.image, enhanced.live))]
+    show("histogram equalised", made[0])
+    made.append(bilateral(made[0]))
+    show("bilateral filter", made[1])
+    made.append(clahe(made[1]))
+    show("CLAHE 8x8", made[2])
+    return np.stack(made)

@@ -5,11 +5,12 @@ programs' picks.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata
 
 from examples.common import InputError, Table, write_csv
 from examples.particle_picking import CLASSES, formats, network, picking
@@ -99,7 +100,7 @@ def evaluate(collection: Collection, pickers: Sequence[network.Picker], *, progr
     tested = []
     for picker, entry in tqdm(jobs, "testing", leave=False, disable=None if progress else True):
         item = network.prepare(collection, entry)
-        candidates, probability = picker.pick(item.enhanced)
+        candidates, probability = picker.look(item.enhanced)
         tested.append(Tested(item, candidates, probability, picker.threshold))
     others: dict[str, dict[str, formats.Picks]] = {}
     for name in sorted({name for _, entry in jobs for name in entry.pickers}):
@@ -124,13 +125,12 @@ def tables(result: Evaluation) -> list[Table]:
     kind = result.collection.kind
     total, ap = result.total(), result.curve().average_precision
     taught = result.pickers[0].meta["kind"]
-    ours = "minidl U-Net" + (f" (trained on {taught} data)" if taught != kind else "")
+    ours = result.pickers[0].label + (f" (trained on {taught} data)" if taught != kind else "")
     rows = [(ours, *_cells(total), f"{ap:.3f}")]
     rows += [(OTHER_NAMES.get(n, n), *_cells(result.other_score(n)), "") for n in result.others]
     blobs = result.baseline()
     best = blobs.scores[int(np.argmax(blobs.f1))]
     rows.append(("Laplacian of Gaussian, best threshold", *_cells(best), f"{blobs.average_precision:.3f}"))
-    header = ("picker", "marked", "picked", "false", "precision", "recall", "F1", "AP")
     folds = (
         f"{len(result.pickers)} folds, each tested by a network that never saw it; " if len(result.pickers) > 1 else ""
     )
@@ -139,16 +139,103 @@ def tables(result: Evaluation) -> list[Table]:
         " validation. The Laplacian of Gaussian learns nothing; its threshold is the best on the test, in its favour."
         + (" Expert picks miss some true particles, so precision is a lower bound." if kind == "real" else "")
     )
-    compared = Table(f"Picking on {len(result.tested)} test micrographs ({kind})", header, rows, note)
-    each = Table(
-        f"Each test micrograph ({kind})",
-        ("micrograph", "marked", "picked", "false", "precision", "recall", "F1", "AP"),
-        [
-            (name, *_cells(score), f"{picking.curve([t.item.xy], [t.candidates], result.radius).average_precision:.3f}")
-            for (name, score), t in zip(result.rows(), result.tested, strict=True)
-        ],
-    )
+    compared = Table(f"Picking on {len(result.tested)} test micrographs ({kind})", HEADER, rows, note)
+    truth = {t.item.entry.name: t.item.xy for t in result.tested}
+    found = {ours: {t.item.entry.name: (t.picks, t.candidates) for t in result.tested}}
+    for n, picks in result.others.items():
+        found[OTHER_NAMES.get(n, n)] = {name: (picks[name], picks[name]) for name in truth}
+    each = each_table(found, truth, result.radius, f"Each test micrograph ({kind})")
     return [compared, each, TALK, *([masks] if (masks := mask_table(result)) else [])]
+
+
+Judged = dict[str, tuple[formats.Picks, formats.Picks]]  # by micrograph: the picks, and all candidates with scores
+
+
+def each_table(found: dict[str, Judged], truth: dict[str, np.ndarray], radius: float, title: str) -> Table:
+    """Every micrograph by every picker."""
+    rows = [
+        (name, picker, *_cells(picking.score(truth[name], judged[name][0], radius)),
+         average_precision([truth[name]], [judged[name][1]], radius))
+        for name in sorted(truth)
+        for picker, judged in found.items()
+    ]  # fmt: skip
+    return Table(title, ("micrograph", "picker", *HEADER[1:]), rows)
+
+
+HEADER = ("picker", "marked", "picked", "false", "precision", "recall", "F1", "AP")
+
+
+def score_tables(found: dict[str, Judged], truth: dict[str, np.ndarray], radius: float) -> list[Table]:
+    """Any picks by any true centres: all micrographs together, and each; a micrograph without picks has none found."""
+    nothing = formats.Picks(np.empty((0, 2)), np.empty(0))
+    full = {picker: {name: judged.get(name, (nothing, nothing)) for name in truth} for picker, judged in found.items()}
+    rows = []
+    for picker, judged in full.items():
+        total = sum((picking.score(xy, judged[name][0], radius) for name, xy in truth.items()), Score(0, 0, 0))
+        ap = average_precision(list(truth.values()), [judged[name][1] for name in truth], radius)
+        rows.append((picker, *_cells(total), ap))
+    note = f"hit = one to one within {radius:.3g} px (half a diameter), nearest pair first."
+    compared = Table(f"Picks on {len(truth)} micrographs", HEADER, rows, note)
+    return [compared, each_table(full, truth, radius, "Each micrograph")]
+
+
+def average_precision(truths: list[np.ndarray], candidates: list[formats.Picks], radius: float) -> str:
+    """Average precision of candidates whose scores may be of any scale, as a cell; empty where they have no scores.
+
+    Only the order of scores counts, so each is replaced by its rank.
+    """
+    scores = np.concatenate([picks.score for picks in candidates])
+    if not len(scores) or np.isnan(scores).any() or np.ptp(scores) == 0:
+        return ""
+    rank = picking.FLOOR + (1 - 2 * picking.FLOOR) * rankdata(scores, "max") / len(scores)
+    parts = np.split(rank, np.cumsum([len(picks) for picks in candidates])[:-1])
+    ranked = [formats.Picks(picks.xy, part) for picks, part in zip(candidates, parts, strict=True)]
+    return f"{picking.curve(truths, ranked, radius).average_precision:.3f}"
+
+
+def read_picks(folder: Path, threshold: float | None, heights: Mapping[str, int] | None = None) -> Judged:
+    """The picks of a folder and all candidates, where its .cbox has them; a `threshold` cuts the candidates anew."""
+    every = formats.read_folder(folder, candidates=True, heights=heights)
+    if threshold is not None:
+        return {name: (picks.above(threshold), picks) for name, picks in every.items()}
+    chosen = formats.read_folder(folder, heights=heights)
+    return {name: (picks, every[name]) for name, picks in chosen.items()}
+
+
+def score(
+    folders: Sequence[Path],
+    coords: Path,
+    out: Path,
+    *,
+    diameter: float | None = None,
+    threshold: float | None = None,
+    flip: Sequence[str] = (),
+    height: int | None = None,
+) -> list[Table]:
+    """Judge folders of picks by a folder of true coordinates, and write both tables as CSV to `out`.
+
+    Only micrographs with true coordinates count. `flip` names the folders whose rows count from the bottom of
+    `height`. Raises InputError if no micrograph is in both or the `diameter` in px is nowhere given.
+    """
+    marked = formats.read_folder(coords)
+    across = diameter or next((picks.diameter for picks in marked.values() if picks.diameter), None)
+    if across is None:
+        raise InputError(f"{coords}: its files have no diameter: give --diameter, as 108 (px) or 190A (Å)")
+    if unknown := set(flip) - {folder.name for folder in folders}:
+        raise InputError(f"--flip {min(unknown)}: none of the folders of --picks is named so")
+    if flip and height is None:
+        raise InputError("--flip needs the number of rows of a micrograph: give --height")
+    truth = {name: picks.xy for name, picks in marked.items()}
+    found = {}
+    for folder in folders:
+        heights = dict.fromkeys(truth, height or 0) if folder.name in flip else None
+        found[folder.name] = read_picks(folder, threshold, heights)
+        if not truth.keys() & found[folder.name].keys():
+            raise InputError(f"{folder}: none of its micrographs ({min(found[folder.name])} ..) is in {coords}")
+    made = score_tables(found, truth, across / 2)
+    for name, table in zip(("comparison", "micrographs"), made, strict=True):
+        write_csv(out / f"{name}.csv", table.header, table.rows, overwrite=True)
+    return made
 
 
 def _cells(score: Score) -> tuple[object, ...]:

@@ -94,7 +94,13 @@ def curves(result: Evaluation, path: Path) -> Path:
         visible = (2 * grid > f1) & (precision <= 1)
         axes.plot(grid[visible], precision[visible], color="0.85", lw=0.8, zorder=0)
         axes.annotate(f"F1 {f1}", (1.01, f1 / (2 - f1)), color="0.5", fontsize=8, va="center", annotation_clip=False)
-    axes.plot(curve.recall, curve.precision, color=BLUE, lw=2, label=f"minidl U-Net (AP {curve.average_precision:.3f})")
+    axes.plot(
+        curve.recall,
+        curve.precision,
+        color=BLUE,
+        lw=2,
+        label=f"{result.pickers[0].label} (AP {curve.average_precision:.3f})",
+    )
     axes.plot(
         total.recall, total.precision, "o", color=BLUE, ms=9, label=f"threshold from validation (F1 {total.f1:.3f})"
     )
@@ -176,4 +182,30 @@ def training(result: Evaluation, path: Path) -> Path:
     axes.set(xlabel="epoch (128 crops)", ylabel="weighted cross-entropy (nats)", ylim=(0, None))
     axes.set_title(f"Training on {result.pickers[0].meta['kind']} micrographs{many}")
     axes.legend()
+    return save(figure, path)
+
+
+def gallery(averages: np.ndarray, sizes: np.ndarray, false: np.ndarray, name: str, path: Path) -> Path:
+    """Class averages (K, h, w), largest class first, false ones crossed out."""
+    shown = np.flatnonzero(sizes)
+    columns = 10
+    rows = -(-len(shown) // columns)
+    figure, axes = subplots(10, 1.13 * rows + 0.5, rows, columns, squeeze=False)
+    low, high = np.percentile(averages[shown], (0.5, 99.5))
+    for place, k in zip(axes.flat, shown, strict=False):
+        place.imshow(averages[k], cmap="gray", vmin=low, vmax=high)
+        place.set_title(
+            f"{sizes[k]}{' false' if false[k] else ''}", fontsize=8, color=RED if false[k] else "black", pad=2
+        )
+        if false[k]:
+            side = averages.shape[1] - 1
+            place.plot([0, side], [0, side], color=RED, lw=1.2)
+            place.plot([0, side], [side, 0], color=RED, lw=1.2)
+    for place in axes.flat:
+        place.set_axis_off()
+    wrong = int(sizes[false].sum())
+    share = 100 * (1 - wrong / sizes.sum())
+    figure.suptitle(
+        f"{name}: {sizes.sum()} picks in {len(shown)} classes, {wrong} false by the rule, accuracy {share:.1f} %"
+    )
     return save(figure, path)

@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from examples.particle_picking.enhance import WORKING, Enhanced
 from examples.particle_picking.formats import Picks
 
+DISC = 0.35  # radius of the disc that stands for a particle, in diameters: neighbours in a crowd stay apart
 FLOOR = 0.05  # candidates below this score are kept nowhere: noise
 
 
@@ -20,39 +21,120 @@ def rim_distance(enhanced: Enhanced) -> np.ndarray:
 
 
 def find_picks(
-    probability: np.ndarray, enhanced: Enhanced, *, smooth: float = 0.12, distance: float = 0.45, border: float = 0.5
+    probability: np.ndarray,
+    enhanced: Enhanced,
+    *,
+    rule: str = "peaks",
+    smooth: float = 0.12,
+    distance: float = 0.45,
+    border: float = 0.5,
 ) -> Picks:
-    """Local maxima of the smoothed protein probability (h, w) -> centres in original px, scored by its value there.
+    """Protein probability (h, w) -> centres in original px, scored by its smoothed value at the peak.
 
-    Lengths in particle diameters: `smooth` the Gaussian's σ, `distance` the least between two centres (the higher
-    score stays), `border` the least from the rim of the live image. Sub-pixel by a parabola through three neighbours
-    in x and in y. All candidates with a score of FLOOR or more are kept: thresholds come later.
+    Rule "peaks": every local maximum, sub-pixel by a parabola through three neighbours in x and in y; its size is that
+    of its share of the blob it lies in (see `blob_sizes`). Rule "blobs": see `blobs`. Lengths in particle diameters:
+    `smooth` the Gaussian's σ, `distance` the least between two centres (the higher score stays), `border` the least
+    from the rim of the live image. All candidates with a score of FLOOR or more are kept: thresholds come later.
     """
     heat = ndimage.gaussian_filter(probability * enhanced.live, smooth * WORKING, mode="constant")
-    peak = (heat == ndimage.maximum_filter(heat, 3)) & (heat >= FLOOR)
-    peak &= rim_distance(enhanced) >= border * WORKING
-    rows, columns = np.nonzero(peak)
-    score = heat[rows, columns]
-    order = np.argsort(-score, kind="stable")
-    rows, columns, score = rows[order], columns[order], score[order]
-    xy = np.stack([columns + _vertex(heat, rows, columns, 1), rows + _vertex(heat, rows, columns, 0)], 1).astype(float)
+    rows, columns = np.nonzero((heat == ndimage.maximum_filter(heat, 3)) & (heat >= FLOOR))
+    xy = np.stack([columns + _vertex(heat, rows, columns, 1), rows + _vertex(heat, rows, columns, 0)], 1)
+    score, sizes = heat[rows, columns], blob_sizes(heat, rows, columns)
+    if rule == "blobs":
+        xy, score, sizes = blobs(heat, rows, columns, xy, sizes)
+    return keep_apart(xy, score, sizes, enhanced, distance=distance, border=border)
+
+
+LEVEL = 0.25  # of the protein probability: what exceeds it is a blob
+
+
+def blobs(
+    heat: np.ndarray, rows: np.ndarray, columns: np.ndarray, xy: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """CASSPER's way: connected regions above LEVEL, judged by their area -> centres, scores, diameters in working px.
+
+    A region of 0.3 to 1.7 discs is one particle, its centre the centre of mass, its size that of the disc as large; a
+    larger one holds touching particles, as many as it has peaks; a smaller one is noise.
+    """
+    number, count = ndimage.label(heat > LEVEL)
+    owner = number[rows, columns]
+    index = np.arange(1, count + 1)
+    area = np.bincount(number.ravel(), minlength=count + 1)[1:] / (np.pi * (DISC * WORKING) ** 2)
+    one = (area >= 0.3) & (area <= 1.7)
+    middle = np.array(ndimage.center_of_mass(heat, number, index)).reshape(-1, 2)[one, ::-1]
+    top = np.array(ndimage.maximum(heat, number, index)).reshape(-1)[one]
+    split = (owner > 0) & (np.append(False, area > 1.7)[owner])
+    return (
+        np.concatenate([middle, xy[split]]),
+        np.concatenate([top, heat[rows, columns][split]]),
+        np.concatenate([np.sqrt(area[one]) * WORKING, sizes[split]]),
+    )
+
+
+def keep_apart(
+    xy: np.ndarray,
+    score: np.ndarray,
+    sizes: np.ndarray,
+    enhanced: Enhanced,
+    *,
+    distance: float = 0.45,
+    border: float = 0.5,
+) -> Picks:
+    """Centres xy (n, 2), scores (n,), diameters (n,) in working px -> the Picks among them, best first.
+
+    Of two nearer than `distance` diameters the higher score stays; those below FLOOR, within `border` diameters of the
+    rim of the live image, or on what `enhanced` calls ice, carbon or dirt go.
+    """
+    h, w = enhanced.image.shape
+    rows, columns = np.clip(np.round(xy[:, 1]), 0, h - 1).astype(int), np.clip(np.round(xy[:, 0]), 0, w - 1).astype(int)
+    good = (score >= FLOOR) & (rim_distance(enhanced)[rows, columns] >= border * WORKING)
+    if enhanced.foreign is not None:
+        good &= enhanced.foreign[rows, columns] == 0
+    order = np.flatnonzero(good)
+    order = order[np.argsort(-score[order], kind="stable")]
+    xy, score, sizes = xy[order].astype(float), score[order].astype(float), sizes[order].astype(float)
     keep = np.ones(len(xy), bool)
     if len(xy):
         near = cKDTree(xy).query_ball_point(xy, distance * WORKING)
         for k, others in enumerate(near):
             if keep[k]:
                 keep[[j for j in others if j > k]] = False
-    return Picks(enhanced.to_original(xy[keep]), score[keep].astype(float))
+    unit = float(np.mean(enhanced.scale))
+    return Picks(enhanced.to_original(xy[keep]), score[keep], sizes[keep] / unit)
+
+
+def blob_sizes(heat: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Diameter in working px of the particle at each peak: the disc as large as its part of the blob.
+
+    A blob is what exceeds half of its peak; touching ones are split where the nearest peak changes. The network learnt
+    discs of 0.35 diameters' radius, so the disc's diameter is divided by 0.7 to be the particle's.
+    """
+    if not len(rows):
+        return np.zeros(0)
+    seeds = np.ones(heat.shape, bool)
+    seeds[rows, columns] = False
+    number = np.zeros(heat.shape, int)
+    number[rows, columns] = np.arange(len(rows))
+    away, (y, x) = ndimage.distance_transform_edt(seeds, return_indices=True)
+    owner = number[y, x]
+    inside = (heat > 0.5 * heat[rows, columns][owner]) & (away < WORKING)
+    area = np.bincount(owner[inside], minlength=len(rows))
+    return np.sqrt(4 * area / np.pi) / (2 * DISC)
+
+
+LOG_SIGMA = 0.24  # diameters: of the Gaussian whose Laplacian finds blobs
+
+
+def log_response(enhanced: Enhanced) -> np.ndarray:
+    """The Laplacian of a Gaussian of σ = 0.24 diameters, r in its own standard deviations, as r / (1 + r): (h, w)."""
+    response = ndimage.gaussian_laplace(enhanced.image, LOG_SIGMA * WORKING)
+    response = np.clip(response / response[enhanced.live].std(), 0, None)
+    return response / (1 + response)
 
 
 def log_picks(enhanced: Enhanced) -> Picks:
-    """The classical baseline: dark blobs by the Laplacian of a Gaussian of σ = 0.3 diameters, nothing learned.
-
-    The response r, in its own standard deviations, becomes the score r / (1 + r), so that thresholds lie in 0..1.
-    """
-    response = ndimage.gaussian_laplace(enhanced.image, 0.3 * WORKING)
-    response = np.clip(response / response[enhanced.live].std(), 0, None)
-    return find_picks(response / (1 + response), enhanced, smooth=0)
+    """The classical baseline: dark blobs by the Laplacian of Gaussian, nothing learned."""
+    return find_picks(log_response(enhanced), enhanced, smooth=0)
 
 
 def _vertex(heat: np.ndarray, rows: np.ndarray, columns: np.ndarray, axis: int) -> np.ndarray:

@@ -7,14 +7,19 @@ from pathlib import Path
 from examples.common import Section
 from examples.particle_picking import data, evaluate, network, simulate
 
-SMALL = {"epochs": 10, "width": 8, "lr": 5e-3}  # half the channels: seconds in C++, minutes where only NumPy is there
+WIDTH = 8  # half the channels: seconds in C++, minutes where only NumPy is there
 
 
 def reproduce(out: Path, *, seed: int = 0) -> Section:
     """Simulate 12 micrographs, train on 7, choose on 2, test on 3 -> the report's section; all lands in `out`."""
     simulate.simulate(out / "micrographs", n=12, seed=seed, overwrite=True)
     collection = data.open_collection(out / "micrographs")
-    picker = network.train_picker(collection, data.split(collection), seed=seed, **SMALL)
+    picker = network.train_picker(
+        collection,
+        data.split(collection),
+        settings={"width": WIDTH},
+        how=network.Training(epochs=10, lr=5e-3, seed=seed),
+    )
     picker.save(out / "picking.safetensors")
     result = evaluate.evaluate(collection, [picker])
     tables, figures = evaluate.write(result, out)

@@ -17,8 +17,9 @@ from examples.common import InputError, new_folder
 from examples.particle_picking import formats
 
 DIAMETER = 190.0  # Å: the circle a particle is marked with, as the experts drew it on EMPIAR-10017 (108 px of 1.77 Å)
-SIZE = (180.0, 130.0, 95.0)  # Å: the molecule along its three twofold axes
+SIZE = (180.0, 130.0, 95.0)  # Å: beta-galactosidase along its three twofold axes
 VOLUME = 465e3 * 1.21  # Å³: 465 kDa at 1.21 Å³/Da
+PACKING = 0.5  # share of a molecule's outline that is protein: beta-galactosidase in its ellipsoid 0.48
 CONTRAST = 2.5  # V: mean inner potential of protein less that of vitreous ice, about
 SIGMA_300KV = 6.53e-4  # rad/(V Å): phase shift per projected potential of 300 kV electrons
 FREE_PATH = {"ice": 3000.0, "carbon": 1600.0}  # Å: inelastic mean free paths at 300 kV, about
@@ -54,11 +55,14 @@ class Microscope:
 
 @dataclass(frozen=True)
 class Molecule:
-    """Gaussian blobs: centres (n, 3) in Å, mass centre at the origin; `width` σ in Å; `weight` ∫V of each in V Å³."""
+    """Gaussian blobs: centres (n, 3) in Å, mass centre at the origin; `width` σ in Å; `weight` ∫V of each in V Å³;
+    `diameter` in Å of the circle a particle is marked with.
+    """
 
     centres: np.ndarray
     width: float
     weight: float
+    diameter: float = DIAMETER
 
     def project(self, rotation: np.ndarray, shift: np.ndarray, pixels: int, apix: float) -> np.ndarray:
         """Projected potential (pixels, pixels) in V Å along z of the molecule turned by `rotation` (3, 3).
@@ -91,6 +95,86 @@ def molecule(blobs: int = 36, width: float = 9.0, seed: int = 465) -> Molecule:
     twofold = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)])
     centres = (subunit[None] * twofold[:, None]).reshape(-1, 3)
     return Molecule(centres, width, CONTRAST * VOLUME / len(centres))
+
+
+def _filled(points: np.ndarray, volume: float, blobs: int, rng: np.random.Generator) -> Molecule:
+    """`blobs` blobs on a choice of `points` (n, 3) that fill an outline of `volume` Å³, half of it protein.
+
+    The width makes neighbouring blobs merge; the diameter holds 95 of 100 blobs, and 1.5 widths beyond them.
+    """
+    centres = points[rng.choice(len(points), min(blobs, len(points)), replace=False)]
+    centres = centres - centres.mean(0)
+    width = 0.55 * (volume / len(centres)) ** (1 / 3)
+    reach = float(np.quantile(np.linalg.norm(centres, axis=1), 0.95)) + 1.5 * width
+    return Molecule(centres, width, CONTRAST * PACKING * volume / len(centres), 2 * reach)
+
+
+def _shell(rng: np.random.Generator) -> Molecule:
+    """A hollow ball such as apoferritin: 122 Å outside, 80 Å inside."""
+    cloud = rng.uniform(-61, 61, (20000, 3))
+    radius = np.linalg.norm(cloud, axis=1)
+    return _filled(cloud[(radius < 61) & (radius > 40)], 4 / 3 * np.pi * (61**3 - 40**3), 140, rng)
+
+
+def _barrel(rng: np.random.Generator) -> Molecule:
+    """Four stacked rings of seven, such as the 20S proteasome: 110 Å wide, 150 Å long, open along the axis."""
+    angle = np.repeat(2 * np.pi * np.arange(7) / 7, 4)
+    height = np.tile([-56.0, -19, 19, 56], 7)
+    unit = np.stack([38 * np.cos(angle), 38 * np.sin(angle), height], 1)
+    cloud = (unit[:, None] + rng.normal(0, 7, (28, 6, 3))).reshape(-1, 3)
+    return _filled(cloud, np.pi * (55**2 - 20**2) * 150, len(cloud), rng)
+
+
+def _antibody(rng: np.random.Generator) -> Molecule:
+    """Three lobes in a Y, such as an antibody: about 150 Å across and mostly empty."""
+    angle = np.radians([90, 215, 325])
+    lobes = 48 * np.stack([np.cos(angle), np.sin(angle), 0 * angle], 1)
+    cloud = (lobes[:, None] + rng.normal(0, 1, (3, 40, 3)) * (13, 13, 10)).reshape(-1, 3)
+    return _filled(cloud, 3 * 4 / 3 * np.pi * 30 * 27 * 22, len(cloud), rng)
+
+
+def _two_domains(rng: np.random.Generator) -> Molecule:
+    """A large and a small lump side by side, such as a ribosome: 250 Å across."""
+    cloud = rng.uniform(-140, 140, (40000, 3))
+    large = np.linalg.norm((cloud - (0, 0, -35)) / (110, 95, 75), axis=1) < 1
+    small = np.linalg.norm((cloud - (0, 20, 65)) / (95, 60, 45), axis=1) < 1
+    return _filled(cloud[large | small], 280**3 * (large | small).mean(), 300, rng)
+
+
+SHAPES = {
+    "betagal": lambda rng: molecule(),
+    "shell": _shell,
+    "barrel": _barrel,
+    "antibody": _antibody,
+    "ribosome": _two_domains,
+}
+"""Molecules of fixed shape by name. `random_molecule` draws none of them, so that they can test what learnt from it."""
+
+
+def random_molecule(rng: np.random.Generator) -> Molecule:
+    """A lump that no cell has made: an ellipsoid of 80 to 300 Å, hollow or not, with bites taken out, then repeated
+    by a symmetry (none, 2 to 6 copies about an axis, or D2).
+    """
+    size = np.exp(rng.uniform(np.log(80), np.log(300)))
+    axes = size / 2 * np.array([1, rng.uniform(0.45, 1), rng.uniform(0.35, 1)])
+    cloud = rng.uniform(-1, 1, (6000, 3))
+    radius = np.linalg.norm(cloud, axis=1)
+    keep = radius <= 1
+    if rng.random() < 0.35:  # hollow, or open along z
+        keep &= (radius if rng.random() < 0.5 else np.hypot(cloud[:, 0], cloud[:, 1])) > rng.uniform(0.2, 0.65)
+    for _ in range(int(rng.integers(4))):
+        keep &= np.linalg.norm(cloud - rng.uniform(-1, 1, 3), axis=1) > rng.uniform(0.2, 0.6)
+    share = keep.mean()
+    cloud = cloud[keep] * axes
+    copies = int(rng.choice([1, 1, 2, 3, 4, 6]))
+    angle = 2 * np.pi * np.arange(copies) / copies
+    turns = [np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]) for a in angle]
+    if rng.random() < 0.3:
+        turns += [turn @ np.diag([1.0, -1, -1]) for turn in turns]
+    lump = cloud[rng.choice(len(cloud), max(6, 120 // len(turns)))]
+    lump = lump[: max(6, len(lump))] + rng.uniform(0, 0.3) * axes[0] * (len(turns) > 1) * np.array([1.0, 0, 0])
+    points = np.concatenate([lump @ turn.T for turn in turns])
+    return _filled(points, float(8 * axes.prod() * share), len(points), rng)
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
@@ -133,17 +217,32 @@ class Micrograph:
 
 
 def micrograph(
-    rng: np.random.Generator, *, size: int = 1024, apix: float = 3.54, particles: int = 150, carbon: bool = False
+    rng: np.random.Generator,
+    *,
+    size: int = 1024,
+    apix: float = 3.54,
+    particles: int = 150,
+    carbon: bool = False,
+    thing: Molecule | None = None,
+    scope: Microscope | None = None,
+    spacing: float = 0.6,
+    dose: float = 20.0,
 ) -> Micrograph:
     """Simulate one field of `size` x `size` px: particles in ice, contaminated, through the microscope, counted.
 
+    `thing` is the molecule (default beta-galactosidase), `scope` the microscope (default 1.4 to 3 µm out of focus,
+    `dose` in electrons per Å²).
+
     I = dose·apix²·T·(1 − 2 F⁻¹[CTF·E·F φ]), counts ~ Poisson(I): φ the phase of protein, granular ice and carbon, T =
     exp(−Σ thickness/free path) what inelastic scattering leaves. `particles` is the number tried; none lies on carbon,
-    in a crystal, or nearer than 0.6 diameters to another. Truth counts those at least half a diameter inside the
+    in a crystal, or nearer than `spacing` diameters to another. Truth counts those at least half a diameter inside the
     frame.
     """
-    scope = Microscope(defocus=rng.uniform(14000, 30000), apix=apix)
-    margin = int(np.ceil(150 / apix))  # the object goes on beyond the frame, so its edges look like its middle
+    thing = thing or molecule()
+    scope = scope or Microscope(defocus=rng.uniform(14000, 30000), dose=dose, apix=apix)
+    margin = int(
+        np.ceil(max(150, 0.75 * thing.diameter) / apix)
+    )  # the object goes on beyond the frame, so its edges look like its middle
     full = fft.next_fast_len(size + 2 * margin, real=True)
     yy, xx = (np.arange(full) - margin)[:, None] * apix, (np.arange(full) - margin)[None] * apix  # Å in the frame
     extent = size * apix
@@ -163,18 +262,19 @@ def micrograph(
     mask[crystal > 0] = 2
     mask[film > 110] = 3
     clear = ndimage.distance_transform_edt(mask == 0) * apix
-    thing, protein = molecule(), np.zeros((full, full))
-    half = int(np.ceil(DIAMETER / 2 / apix)) + 2
+    protein = np.zeros((full, full))
+    half = int(np.ceil(thing.diameter / 2 / apix)) + 2
     kept: list[np.ndarray] = []
     low, high = -margin + half + 1, full - margin - half - 2
     for xy in rng.uniform(low, high, (round(particles * ((high - low) / size) ** 2), 2)):
         column, row = (int(c) for c in np.round(xy) + margin)
-        if clear[row, column] < 0.4 * DIAMETER or any(np.hypot(*(xy - k)) * apix < 0.6 * DIAMETER for k in kept):
+        near = any(np.hypot(*(xy - k)) * apix < spacing * thing.diameter for k in kept)
+        if near or clear[row, column] < 0.4 * thing.diameter:
             continue
         patch = thing.project(random_rotation(rng), xy + margin - (column, row), 2 * half + 1, apix)
         protein[row - half : row + half + 1, column - half : column + half + 1] += patch
         kept.append(xy)
-    mask[(protein > 0.2 * CONTRAST * SIZE[2]) & (mask == 0)] = 1
+    mask[(protein > 0.1 * CONTRAST * thing.diameter) & (mask == 0)] = 1
 
     phase = SIGMA_300KV * protein
     grain = rng.normal(size=(full, full)) * (0.10 * np.sqrt(ice / 450) + 0.20 * film / 220) / apix * 3.54
@@ -186,10 +286,38 @@ def micrograph(
     expected = scope.dose * apix**2 * left * np.clip(1 - 2 * wave, 0.02, None)
     frame = slice(margin, margin + size)
     xy = np.array(kept).reshape(-1, 2)
-    rim = DIAMETER / 2 / apix
+    rim = thing.diameter / 2 / apix
     inside = ((xy >= rim) & (xy <= size - 1 - rim)).all(1)
     counts = rng.poisson(expected[frame, frame])
     return Micrograph(counts, xy[inside], mask[frame, frame], scope, phase[frame, frame])
+
+
+def random_micrograph(rng: np.random.Generator, *, across: float = 36.0, size: int = 640) -> Micrograph:
+    """A micrograph of a random molecule, `across` px wide, under random conditions, to learn from.
+
+    Defocus 0.8 to 3.5 µm, dose 15 to 60 electrons per Å², B 80 to 500 Å², crowded to nearly empty; every third field
+    shows carbon.
+    """
+    thing = random_molecule(rng)
+    apix = thing.diameter / across
+    scope = Microscope(
+        defocus=rng.uniform(8000, 35000),
+        kilovolts=float(rng.choice([200, 300])),
+        amplitude_contrast=rng.uniform(0.07, 0.12),
+        b_factor=rng.uniform(80, 500),
+        dose=rng.uniform(15, 60),
+        apix=apix,
+    )
+    return micrograph(
+        rng,
+        size=size,
+        apix=apix,
+        particles=round(rng.uniform(0.1, 0.8) * (size / across) ** 2),
+        carbon=rng.random() < 1 / 3,
+        thing=thing,
+        scope=scope,
+        spacing=rng.uniform(0.5, 0.8),
+    )
 
 
 MODES = {"float32": np.float32, "int16": np.int16, "uint16": np.uint16}
@@ -203,24 +331,33 @@ def simulate(
     size: int = 1024,
     apix: float = 3.54,
     mode: str = "float32",
+    shape: str = "betagal",
+    dose: float = 20.0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
     """Write `n` simulated micrographs to the folder `out` as `data` reads them, with a README that says so.
 
-    Every other one shows the carbon edge. `size` in px, `apix` in Å/px, `mode` the MRC's number type.
+    Every other one shows the carbon edge. `size` in px, `apix` in Å/px, `mode` the MRC's number type, `shape` one of
+    SHAPES, `dose` in electrons per Å².
     """
     from tqdm import tqdm
 
+    if shape not in SHAPES:
+        raise InputError(f"simulate: no shape {shape!r}; there are {', '.join(SHAPES)}")
     if n < 1 or size < 128 or not 0.5 <= apix <= 12:
         raise InputError("simulate: n >= 1, size >= 128 px and 0.5 <= apix <= 12 Å/px are needed")
     with new_folder(out, "dataset.json", overwrite) as part:
         truth = []
+        thing = SHAPES[shape](np.random.default_rng(465))
         streams = tqdm(np.random.default_rng(seed).spawn(n), "simulating", disable=None if progress else True)
         for k, stream in enumerate(streams):
-            tried = stream.uniform(0.75, 1.25) * 210 * (size * apix / 3625) ** 2  # as dense as on EMPIAR-10017
-            made = micrograph(stream, size=size, apix=apix, particles=round(tried), carbon=k % 2 == 1)
-            name = f"sim_{seed}_{k:03d}"
+            fields = (size * apix / 3625) ** 2 * (DIAMETER / thing.diameter) ** 2
+            tried = stream.uniform(0.75, 1.25) * 210 * fields  # as dense as on EMPIAR-10017
+            made = micrograph(
+                stream, size=size, apix=apix, particles=round(tried), carbon=k % 2 == 1, thing=thing, dose=dose
+            )
+            name = f"sim_{seed}_{k:03d}" if shape == "betagal" else f"sim_{shape}_{seed}_{k:03d}"
             formats.write_mrc(
                 part / "images" / f"{name}.mrc",
                 made.counts.astype(MODES[mode]),
@@ -230,7 +367,9 @@ def simulate(
             formats.write_star(part / "coords" / f"{name}.star", formats.Picks(made.xy, np.ones(len(made.xy))))
             formats.write_mask(part / "semantic" / f"{name}.png", made.mask)
             truth.append({"name": name, "particles": len(made.xy), "carbon": k % 2 == 1, **asdict(made.microscope)})
-        about = {"kind": "simulated", "diameter": DIAMETER / apix, "apix": apix, "seed": seed, "micrographs": truth}
+        across = thing.diameter / apix
+        about = {"kind": "simulated", "shape": shape, "diameter": across, "apix": apix, "seed": seed}
+        about["micrographs"] = truth
         (part / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
         (part / "README.txt").write_text(
             f"SIMULATED micrographs ({n}), made by minidl's particle_picking simulate --seed {seed}.\n"
