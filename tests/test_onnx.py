@@ -14,6 +14,8 @@ import pytest
 
 import minidl.onnx
 from examples.galaxy_bars import network as bars
+from examples.particle_picking import network as particles
+from examples.particle_picking.detection import GridNet
 from examples.stellar_spectra import network as stars
 from minidl import Tensor, checkpoint, models, nn, no_grad
 from minidl import functional as F
@@ -70,6 +72,7 @@ MODELS: dict[str, tuple[Any, tuple[int | None, ...]]] = {
     "its head": (lambda: models.Autoencoder((40, 12, 5), rng=RNG).with_head(3, 7, rng=RNG), (None, 40)),
     "convolutional autoencoder": (lambda: models.ConvAutoencoder(64, 2, (4, 6), 8, rng=RNG), (None, 2, 64)),
     "dense layer of a sequence": (lambda: nn.Sequential(nn.Linear(5, 4, rng=RNG), nn.Tanh()), (None, 3, 5)),
+    "particles: grid detector": (lambda: GridNet(4), (None, 1, 32, 48)),
     **{
         f"stars: {name}": (lambda n=name: stars.build(stars.Settings.of(n, members=2), RNG), (None, 580))
         for name in stars.NETWORKS
@@ -86,6 +89,11 @@ def test_models_compute_the_same_in_onnxruntime(name: str, tmp_path: Path) -> No
 def test_the_shipped_bar_network_computes_the_same(tmp_path: Path) -> None:
     model, meta = bars.load(ROOT / "examples" / "galaxy_bars" / "bars.safetensors")
     check(model, (None, 3, meta["preprocessing"]["size"], meta["preprocessing"]["size"]), tmp_path)
+
+
+def test_the_shipped_picker_computes_the_same(tmp_path: Path) -> None:
+    picker = particles.load_picker(ROOT / "examples" / "particle_picking" / "picker.safetensors")
+    check(picker.model, (None, 1, 64, 96), tmp_path)
 
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int | None, ...]]] = {
