@@ -344,7 +344,8 @@ simulated = pytest.mark.skipif(not module.SIMULATED, reason="what a GPU does wit
 def test_a_missing_barrier_is_found(which: int, what: str) -> None:
     assert Path(module.__file__).read_text(encoding="utf-8").count("cuda.syncthreads()") == len(BARRIERS)
     sys.setswitchinterval(0.005)  # a thread runs on until it waits, and meets what the others have not done yet
-    assert not right(planted("cuda.syncthreads()", "pass", which), what)
+    backend = planted("cuda.syncthreads()", "pass", which)
+    assert not all(right(backend, what) for _ in range(5))  # the first run shows it, almost surely
 
 
 @simulated
