@@ -18,9 +18,10 @@ import numpy as np
 
 import minidl
 from examples.lessons.common import BLUE, GREEN, ORANGE, RED, finish, quick, real_folder
+from examples.particle_picking import crops as labelling
 from examples.particle_picking import data as micrographs
-from examples.particle_picking import formats, network, picking, simulate
-from examples.particle_picking.enhance import enhance
+from examples.particle_picking import formats, picking, simulate
+from examples.particle_picking.enhance import WORKING, enhance
 from minidl import data, models, optim
 from minidl import functional as F
 from minidl.train import fit, predict
@@ -47,8 +48,15 @@ print(f"{kind} micrographs of {images[0].image.shape} pixels with {[len(xy) for 
 # **The target is a mask.** Around each centre a disc of 0.7 diameters is "protein" (smaller than the particle, so that
 # neighbours stay apart), all else is background. The network learns from crops, turned and mirrored.
 
+
 # %%
-masks = [network.labels(image, xy, None) for image, xy in zip(images, centres, strict=True)]
+def mask_of(image, xy):
+    """0 background, 1 protein, IGNORE near the rim, where nobody marks.   (h, w)"""
+    points = np.column_stack([image.to_working(xy), np.full(len(xy), WORKING)])
+    return labelling.discs(points, labelling.marked_classes(image, None))
+
+
+masks = [mask_of(image, xy) for image, xy in zip(images, centres, strict=True)]
 SIDE = 96
 
 
@@ -61,7 +69,7 @@ def cut(sample, rng):
 
 
 def loss(model, batch):
-    return F.cross_entropy(model(minidl.Tensor(batch[0])), batch[1], ignore_index=network.IGNORE)
+    return F.cross_entropy(model(minidl.Tensor(batch[0])), batch[1], ignore_index=labelling.IGNORE)
 
 
 minidl.manual_seed(0)
@@ -135,7 +143,7 @@ finish(figure, "13_segmentation")
 # %% [markdown]
 # **Exercises**
 #
-# 1. Make the discs of the mask as wide as the particle (in ``network``: DISC = 0.5). *You see it* where particles
+# 1. Make the discs of the mask as wide as the particle (in ``picking``: DISC = 0.5). *You see it* where particles
 #    touch: their masks grow together, one maximum is left for two, and recall falls.
 # 2. Train with one micrograph instead of three (``sample[0] % 1``). *Right if* F1 falls by a few hundredths only: a
 #    crop holds many particles, so three micrographs are not a sample of three.
