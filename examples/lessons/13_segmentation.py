@@ -48,15 +48,11 @@ print(f"{kind} micrographs of {images[0].image.shape} pixels with {[len(xy) for 
 # **The target is a mask.** Around each centre a disc of 0.7 diameters is "protein" (smaller than the particle, so that
 # neighbours stay apart), all else is background. The network learns from crops, turned and mirrored.
 
-
 # %%
-def mask_of(image, xy):
-    """0 background, 1 protein, IGNORE near the rim, where nobody marks.   (h, w)"""
+masks = []
+for image, xy in zip(images, centres, strict=True):
     points = np.column_stack([image.to_working(xy), np.full(len(xy), WORKING)])
-    return labelling.discs(points, labelling.marked_classes(image, None))
-
-
-masks = [mask_of(image, xy) for image, xy in zip(images, centres, strict=True)]
+    masks.append(labelling.discs(points, labelling.marked_classes(image, None)))
 SIDE = 96
 
 
