@@ -260,8 +260,7 @@ def _fusible(layer: Module, after: Module) -> str:
     Not if a subclass may define another `forward`, or if someone watches one of the two (`graph.summary`).
     """
     name = after._name if type(after) in (ReLU, Tanh) else ""  # type: ignore[attr-defined]
-    watched = "forward" in vars(layer) or "forward" in vars(after)
-    return name if name in vars(type(layer)).get("fuses", ()) and not watched else ""
+    return name if name in vars(type(layer)).get("fuses", ()) and not _watched(layer, after) else ""
 
 
 def _foldable(layer: Module, after: Module) -> bool:
@@ -270,7 +269,12 @@ def _foldable(layer: Module, after: Module) -> bool:
         return False
     fits = after.num_features == layer.out_channels  # type: ignore[attr-defined]
     stands = not after.training and after.running_mean is not None
-    return fits and stands and not ("forward" in vars(layer) or "forward" in vars(after))
+    return fits and stands and not _watched(layer, after)
+
+
+def _watched(*modules: Module) -> bool:
+    """Whether someone put a `forward` of his own into one of these modules, to see what passes (`graph.summary`)."""
+    return any("forward" in vars(module) for module in modules)
 
 
 class ModuleList(Module):
