@@ -22,6 +22,11 @@ void tasks(int threads, Index count, const F& f) {
 
 void work(int seed, bool race) {
     const Level level = baseline_level();
+    struct Block {
+        char* data = nullptr;
+        std::size_t size = 0;
+    };
+    std::vector<Block> blocks(10);
     for (int round = 0; round < 50; ++round) {
         std::vector<long> counts(97, 0);
         tasks(1 + (seed + round) % 5, 97, [&](Index i) { counts[i] += i; });
@@ -46,11 +51,18 @@ void work(int seed, bool race) {
         if (y[5 * (3 * 11 + 3)] != 27) std::abort();
         release(x);
         release(y);
-        void* large = acquire(100000 + 1000 * (seed % 3));
-        std::memset(large, 1, 100000);
-        release(large);
+        for (int k = 0; k < 6; ++k) { // blocks of many sizes that are kept for a while: nobody else writes into them
+            Block& block = blocks[(round * 7 + k * k) % blocks.size()];
+            for (std::size_t i = 0; i < block.size; i += 997)
+                if (block.data[i] != char(seed + 1)) std::abort();
+            release(block.data);
+            block.size = std::size_t(1000) << (round + k + seed) % 13;
+            block.data = static_cast<char*>(acquire(block.size));
+            std::memset(block.data, seed + 1, block.size);
+        }
         if (race) ++shared;
     }
+    for (const Block& block : blocks) release(block.data);
 }
 
 } // namespace
@@ -60,5 +72,6 @@ int main(int count, char**) {
     for (int seed = 0; seed < 4; ++seed) threads.emplace_back(work, seed, count > 1);
     for (std::thread& thread : threads) thread.join();
     empty_cache();
+    if (buffer_account().used || buffer_account().kept) std::abort();
     std::puts("threads: no race found");
 }

@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <set>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -155,10 +156,6 @@ private:
 
 // --- buffers ------------------------------------------------------------------------------------------------------
 
-struct alignas(64) Header { // stands before every buffer
-    std::size_t size;       // of header and buffer
-};
-
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool sanitized = true; // no reuse and no rounding up, which would hide errors; new memory is full of NaN
 #else
@@ -190,85 +187,132 @@ void give_back(void* block) noexcept {
 #endif
 }
 
+// Memory comes from the system in segments. What is asked for is cut from the smallest free piece that holds it; what is
+// returned grows together with the free pieces beside it. So the same memory serves two small images now and a large one
+// later, and a training that repeats itself soon asks the system for nothing: fresh pages cost more than most kernels.
+class Arena {
+public:
+    // Null where nothing free is large enough. `size` becomes what was taken: a rest too small to be of use goes along.
+    char* take(std::size_t& size, std::size_t rest) {
+        const auto found = by_size.lower_bound({size, nullptr});
+        if (found == by_size.end()) return nullptr;
+        const auto [length, block] = *found;
+        by_size.erase(found);
+        free.erase(block);
+        if (length - size >= rest) put(block + size, length - size);
+        else size = length;
+        return block;
+    }
+
+    void add(char* segment, std::size_t size) { segments[segment] = size; }
+
+    void put(char* block, std::size_t size) {
+        const auto next = free.lower_bound(block);
+        if (next != free.end() && block + size == next->first && !segments.count(next->first)) {
+            size += next->second;
+            by_size.erase({next->second, next->first});
+            free.erase(next);
+        }
+        const auto after = free.lower_bound(block);
+        if (after != free.begin() && !segments.count(block)) {
+            const auto before = std::prev(after);
+            if (before->first + before->second == block) {
+                by_size.erase({before->second, before->first});
+                before->second += size;
+                by_size.emplace(before->second, before->first);
+                return;
+            }
+        }
+        by_size.emplace(size, block);
+        free.emplace(block, size);
+    }
+
+    // The largest segment that is free as a whole, no longer among these: its address and size, null if there is none.
+    std::pair<char*, std::size_t> drop() {
+        for (auto piece = by_size.rbegin(); piece != by_size.rend(); ++piece) {
+            const auto [size, block] = *piece;
+            const auto segment = segments.find(block);
+            if (segment == segments.end() || segment->second != size) continue;
+            by_size.erase({size, block});
+            free.erase(block);
+            segments.erase(segment);
+            return {block, size};
+        }
+        return {nullptr, 0};
+    }
+
+private:
+    std::map<char*, std::size_t> segments, free; // by address
+    std::set<std::pair<std::size_t, char*>> by_size;
+};
+
+struct alignas(64) Header { // stands before every buffer
+    std::size_t size;       // of header and buffer
+    Arena* home;            // null: straight from the system
+};
+
 class Buffers {
 public:
     void* acquire(std::size_t bytes) {
         std::size_t size = bytes + sizeof(Header);
-        if (size < small) return start(fresh(size), size);
-        size = (size + 4095) / 4096 * 4096;
-        std::vector<std::pair<std::size_t, void*>> dropped;
-        void* block = nullptr;
-        {
-            std::lock_guard<std::mutex> lock(state);
-            const auto found = free.lower_bound(size);
-            if (found != free.end() && found->first <= size + size / 8) { // a little too large will do
-                size = found->first;
-                block = found->second;
-                free.erase(found);
-                kept -= size;
-            }
-            used += size;
-            peak = std::max(peak, used);
-            // What is kept must not raise the most memory ever needed by more than an eighth.
-            while (!block && !free.empty() && used + kept > peak + peak / 8) {
-                const auto largest = std::prev(free.end());
-                dropped.push_back(*largest);
-                kept -= largest->first;
-                free.erase(largest);
-            }
-        }
-        for (const auto& [length, address] : dropped) give_back(address);
+        if (size < small) return start(fresh(size), size, nullptr);
+        size = (size + page - 1) / page * page;
+        Arena& home = size < medium ? little : large;
+        std::lock_guard<std::mutex> lock(state);
+        char* block = home.take(size, &home == &large ? medium : small);
         if (!block) {
-            try {
-                block = fresh(size);
-            } catch (...) {
-                std::lock_guard<std::mutex> lock(state);
-                used -= size;
-                throw;
-            }
+            std::size_t segment = std::max(size, medium);
+            // What is kept must not raise the most memory ever needed by more than a quarter.
+            while (held + segment > std::max(peak, used + size) / 4 * 5 && drop()) {}
+            block = static_cast<char*>(fresh(segment));
+            home.add(block, segment);
+            held += segment;
+            home.put(block, segment);
+            block = home.take(size, &home == &large ? medium : small);
         }
-        return start(block, size);
+        used += size;
+        peak = std::max(peak, used);
+        return start(block, size, &home);
     }
 
     void release(void* data) noexcept {
         if (!data) return;
         Header* block = static_cast<Header*>(data) - 1;
-        const std::size_t size = block->size;
-        if (size >= small) {
-            try {
-                std::lock_guard<std::mutex> lock(state);
-                used -= std::min(used, size);
-                free.emplace(size, block);
-                kept += size;
-                return;
-            } catch (...) { // no memory to remember it by
-            }
-        }
-        give_back(block);
+        const auto [size, home] = *block;
+        if (!home) return give_back(block);
+        std::lock_guard<std::mutex> lock(state);
+        used -= size;
+        home->put(reinterpret_cast<char*>(block), size);
     }
 
     Account account() {
         std::lock_guard<std::mutex> lock(state);
-        return {used, peak, kept};
+        return {used, peak, held - used};
     }
 
     void empty() {
-        std::multimap<std::size_t, void*> all;
-        {
-            std::lock_guard<std::mutex> lock(state);
-            all.swap(free);
-            kept = 0;
-            peak = used;
-        }
-        for (const auto& [size, block] : all) give_back(block);
+        std::lock_guard<std::mutex> lock(state);
+        while (drop()) {}
+        peak = used;
     }
 
 private:
-    static void* start(void* block, std::size_t size) { return new (block) Header{size} + 1; }
+    static void* start(void* block, std::size_t size, Arena* home) { return new (block) Header{size, home} + 1; }
 
+    bool drop() { // give a segment back to the system
+        for (Arena* arena : {&large, &little})
+            if (const auto [segment, size] = arena->drop(); segment) {
+                held -= size;
+                give_back(segment);
+                return true;
+            }
+        return false;
+    }
+
+    static constexpr std::size_t page = 4096, medium = 1 << 20; // little pieces would keep large ones from growing together
     std::mutex state;
-    std::multimap<std::size_t, void*> free; // by size
-    std::size_t used = 0, peak = 0, kept = 0;
+    Arena little, large;
+    std::size_t used = 0, peak = 0, held = 0; // held: in all segments
 };
 
 // Both live until the process ends and are never destroyed: the pool's threads may sleep through the interpreter's exit.

@@ -20,8 +20,9 @@ void run_tasks(int threads, Index tasks, void (*task)(const void* context, Index
 // slot (0 to 7) is asked for again.
 void* scratch(int slot, std::size_t bytes);
 
-// Memory for results and large temporaries, aligned to 64 bytes. What is released is kept for the next who asks for
-// about as much: fresh pages from the system come at 3 GB/s, slower than many a kernel. Throws std::bad_alloc.
+// Memory for results and large temporaries, aligned to 64 bytes. What is released is kept for those who ask next, cut and
+// put together again as they need it: fresh pages from the system come at 3 GB/s, slower than many a kernel. Throws
+// std::bad_alloc.
 void* acquire(std::size_t bytes);
 void release(void* data) noexcept;
 
