@@ -17,7 +17,7 @@ void relu(int threads, Image<const T> x, Image<T> y) {
     each_row(threads, rows, false, [=](Index row) {
         const T* from = x.data + row * rows.step(x.pitch);
         T* to = y.data + row * rows.step(y.pitch);
-        each<T>(rows.length(row), past, [&](Index j, auto how) { how.result(to + j, relu<T>(how.load(from + j))); });
+        each<T>(rows.length(row), past, [=](Index j, auto how) { how.result(to + j, relu<T>(how.read(from + j))); });
     });
 }
 
@@ -31,13 +31,13 @@ void activation_grad(int threads, Activation activation, Image<const T> g, Image
         T* to = dx.data + row * rows.step(dx.pitch);
         const Index width = rows.length(row);
         if (is_relu)
-            each<T>(width, past, [&](Index j, auto how) {
-                how.result(to + j, where_greater<T>(how.load(at + j), V<T>{}, how.load(from + j), V<T>{}));
+            each<T>(width, past, [=](Index j, auto how) {
+                how.result(to + j, where_greater<T>(how.read(at + j), V<T>{}, how.read(from + j), V<T>{}));
             });
         else
-            each<T>(width, past, [&](Index j, auto how) {
-                const V<T> v = how.load(at + j);
-                how.result(to + j, how.load(from + j) * (broadcast<T>(1) - v * v));
+            each<T>(width, past, [=](Index j, auto how) {
+                const V<T> v = how.read(at + j);
+                how.result(to + j, how.read(from + j) * (broadcast<T>(1) - v * v));
             });
     });
 }
@@ -49,7 +49,7 @@ void add(int threads, Image<const T> x, Image<const T> y, Image<T> z) {
     each_row(threads, rows, false, [=](Index row) {
         const T *a = x.data + row * rows.step(x.pitch), *b = y.data + row * rows.step(y.pitch);
         T* to = z.data + row * rows.step(z.pitch);
-        each<T>(rows.length(row), past, [&](Index j, auto how) { how.result(to + j, how.load(a + j) + how.load(b + j)); });
+        each<T>(rows.length(row), past, [=](Index j, auto how) { how.result(to + j, how.read(a + j) + how.read(b + j)); });
     });
 }
 
@@ -63,7 +63,7 @@ void dropout(int threads, Image<const T> x, const unsigned char* kept, T scale, 
         const unsigned char* mask = kept + row * rows.step(y.pitch);
         T* to = y.data + row * rows.step(y.pitch);
         each<T>(rows.length(row), past,
-                [&](Index j, auto how) { how.result(to + j, how.load(from + j) * (how.widened(mask + j) * scale)); });
+                [=](Index j, auto how) { how.result(to + j, how.read(from + j) * (how.widened(mask + j) * scale)); });
     });
 }
 
@@ -71,12 +71,10 @@ template <class T>
 void channel_sum(int threads, Image<const T> g, T* sums) {
     const Rows rows = rows_of<T>(pixels(g), g.c, dense(g));
     Buffer<double> total(max<Index>(1, g.c));
-    sum_channels<T, 1>(threads, rows, g.c, total.data, [&](Index row, T* sum) {
-        const T* from = g.data + row * rows.step(g.pitch);
-        each<T>(rows.length(row), [&](Index j, auto how) {
-            prefetch(from + j + ahead);
-            how.store(sum + j, how.load(sum + j) + how.load(from + j));
-        });
+    const Index step = rows.step(g.pitch);
+    sum_channels<T, 1>(threads, rows, g.c, total.data, [=](Index row, Index j, auto how, V<T>* sum) {
+        const T* from = g.data + row * step + j;
+        sum[0] += how.read(from);
     });
     for (Index c = 0; c < g.c; ++c) sums[c] = static_cast<T>(total.data[c]);
 }
@@ -102,7 +100,7 @@ void concatenate(int threads, Index count, const Image<const T>* xs, Image<T> y)
                 else
                     for (Index i = 0; i < rows; ++i)
                         each<T>(x.c, past, [&](Index j, auto how) {
-                            how.result(to + i * y.pitch + j, how.load(from + i * x.pitch + j));
+                            how.result(to + i * y.pitch + j, how.read(from + i * x.pitch + j));
                         });
             }
         }

@@ -84,7 +84,7 @@ MINIDL_INLINE void fence() {
 }
 
 constexpr Index cache_bytes = 32 << 20; // results larger than this go past the caches
-constexpr Index ahead = 1024;            // elements: what only reads asks memory for so much more than the processor does by itself
+constexpr Index ahead = 1024;            // elements: memory is asked for so much more than the processor does by itself
 
 // --- rows ----------------------------------------------------------------------------------------------------------
 
@@ -92,6 +92,10 @@ constexpr Index ahead = 1024;            // elements: what only reads asks memor
 template <class T>
 struct Whole {
     V<T> load(const T* p) const { return MINIDL_LEVEL::load(p); }
+    V<T> read(const T* p) const { // load from an image, and ask memory for what comes later
+        prefetch(p + ahead);
+        return MINIDL_LEVEL::load(p);
+    }
     void store(T* p, V<T> v) const { MINIDL_LEVEL::store<T>(p, v); }
     void result(T* p, V<T> v) const { MINIDL_LEVEL::store<T>(p, v); }
     template <class I>
@@ -109,6 +113,7 @@ template <class T>
 struct Part {
     Index count;
     V<T> load(const T* p) const { return load_part(p, count); }
+    V<T> read(const T* p) const { return load_part(p, count); }
     void store(T* p, V<T> v) const { store_part<T>(p, v, count); }
     void result(T* p, V<T> v) const { store_part<T>(p, v, count); }
     template <class I>
@@ -125,7 +130,7 @@ struct Part {
     }
 };
 
-// f(j, how) for each piece of a row of `width` elements: how.load(x + j), how.result(y + j, v) ...
+// f(j, how) for each piece of a row of `width` elements: how.read(x + j), how.load(scale + j), how.result(y + j, v) ...
 template <class T, class F>
 MINIDL_INLINE void each(Index width, const F& f) {
     Index j = 0;
@@ -208,11 +213,11 @@ void repeat(T* to, const T* from, Index channels, Index width) { // a value a ch
 
 // --- sums ----------------------------------------------------------------------------------------------------------
 
-// Tasks of a sum over all rows: at most 64 pieces of whole blocks of rows, by shape alone. A block stays in the first cache.
+// Tasks of a sum over all rows: at most 64 pieces of whole blocks of rows, by shape alone.
 struct Blocks {
     Index rows, tasks, per_task; // rows a block
     explicit Blocks(const Rows& all) {
-        rows = max<Index>(16, (1 << 13) / all.width);
+        rows = max<Index>(16, (1 << 14) / all.width);
         const Index blocks = ceil_div(all.count, rows);
         per_task = max<Index>(1, ceil_div(blocks, 64));
         tasks = ceil_div(blocks, per_task);
@@ -225,23 +230,53 @@ struct Blocks {
     }
 };
 
-// sums[k * channels + c] = the sum of what add(row, sums of this block) adds: `sums` has K rows of rows.width. A block is
-// summed in T, blocks in double.
+// A block's rows from `first` to `end`, G vectors from element j on: their sums stay in registers meanwhile.
+template <class T, int K, int G, class How, class F>
+MINIDL_INLINE void sum_vectors(const How& how, Index j, Index first, Index end, T* sums, Index width, const F& add) {
+    V<T> sum[G][K] = {};
+    for (Index row = first; row < end; ++row)
+        MINIDL_UNROLL
+        for (int v = 0; v < G; ++v) add(row, j + v * lanes<T>, how, sum[v]);
+    MINIDL_UNROLL
+    for (int v = 0; v < G; ++v)
+        MINIDL_UNROLL
+        for (int k = 0; k < K; ++k) how.store(sums + k * width + j + v * lanes<T>, sum[v][k]);
+}
+
+// channel[k * channels + c] = the sum over a block of what add(row, j, how, sum[K]) adds for each vector of a row;
+// `sums` is room for K rows.
+template <class T, int K, class F>
+MINIDL_INLINE void sum_block(const Rows& rows, Index channels, Index first, Index end, T* sums, double* channel, const F& add) {
+    constexpr int G = (MINIDL_BYTES == 64 ? 16 : 8) / K < 8 ? (MINIDL_BYTES == 64 ? 16 : 8) / K : 8;
+    const bool short_one = end == rows.count && rows.last < rows.width; // the last row, which then comes by itself
+    const auto sweep = [&](Index from, Index to, Index width) {
+        Index j = 0;
+        for (; j + G * lanes<T> <= width; j += G * lanes<T>) sum_vectors<T, K, G>(Whole<T>{}, j, from, to, sums, rows.width, add);
+        for (; j + lanes<T> <= width; j += lanes<T>) sum_vectors<T, K, 1>(Whole<T>{}, j, from, to, sums, rows.width, add);
+        if (j < width) sum_vectors<T, K, 1>(Part<T>{width - j}, j, from, to, sums, rows.width, add);
+        for (int k = 0; k < K; ++k)
+            for (Index i = 0; i < width; i += channels)
+                for (Index c = 0; c < channels; ++c) channel[k * channels + c] += sums[k * rows.width + i + c];
+    };
+    for (Index i = 0; i < K * channels; ++i) channel[i] = 0;
+    sweep(first, end - short_one, rows.width);
+    if (short_one) sweep(end - 1, end, rows.last);
+}
+
+// sums[k * channels + c] = the sum over all rows of what `add` adds, see sum_block: a block is summed in T, blocks in double.
 template <class T, int K, class F>
 void sum_channels(int threads, const Rows& rows, Index channels, double* sums, const F& add) {
     const Blocks blocks(rows);
-    const Index width = rows.width, size = K * channels;
+    const Index size = K * channels;
     Buffer<double> parts(max<Index>(1, blocks.tasks * size));
     parallel(blocks.tasks < 3 ? 1 : threads, blocks.tasks, [&](Index task) {
-        double* part = parts.data + task * size;
+        const F mine = add; // a copy on this stack: what it holds need not be read again after every store
+        double *part = parts.data + task * size, *block = scratch<double>(1, size);
         for (Index i = 0; i < size; ++i) part[i] = 0;
-        T* acc = scratch<T>(0, K * width);
+        T* room = scratch<T>(0, K * rows.width);
         blocks.each(rows, task, [&](Index first, Index end) {
-            for (Index i = 0; i < K * width; ++i) acc[i] = 0;
-            for (Index row = first; row < end; ++row) add(row, acc);
-            for (int k = 0; k < K; ++k)
-                for (Index j = 0; j < width; j += channels)
-                    for (Index c = 0; c < channels; ++c) part[k * channels + c] += acc[k * width + j + c];
+            sum_block<T, K>(rows, channels, first, end, room, block, mine);
+            for (Index i = 0; i < size; ++i) part[i] += block[i];
         });
     });
     for (Index i = 0; i < size; ++i) sums[i] = 0;
