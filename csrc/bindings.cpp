@@ -691,8 +691,8 @@ py::tuple max_pool2d_(py::array x, Pair out, Pair kernel, Pair stride, Pair padd
     });
 }
 
-py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Pair kernel, Pair stride, Pair padding, Pair dilation,
-                           Index threads) {
+py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, std::optional<py::array> before, Pair kernel,
+                           Pair stride, Pair padding, Pair dilation, Index threads) {
     const Shape out = shape_of(g);
     if (out.size() != 4 || x_shape.size() != 4 || out[0] != x_shape[0] || out[1] != x_shape[1])
         throw py::value_error("max_pool2d_grad: g " + text(out) + " does not belong to an input of shape " + text(x_shape));
@@ -701,17 +701,21 @@ py::array max_pool2d_grad_(py::array g, py::array index, Shape x_shape, Pair ker
     const bool narrow = s.kh * s.kw <= 256;
     if (narrow ? !py::isinstance<py::array_t<std::uint8_t>>(index) : !py::isinstance<py::array_t<int>>(index))
         throw py::type_error(std::string("max_pool2d_grad: index must be ") + (narrow ? "uint8" : "int32"));
+    if (before) expect("before", shape_of(*before), x_shape);
     threads = check_threads(threads);
-    return dispatch({{"g", g}}, [&](auto zero) -> py::array {
+    return dispatch({{"g", g}, {"before", before ? *before : g}}, [&](auto zero) -> py::array {
         using T = decltype(zero);
         const ImagesIn<T> gs(g, threads);
+        std::optional<ImagesIn<T>> old;
+        if (before) old.emplace(*before, threads);
+        const Image<const T> sum_so_far = old ? old->view : Image<const T>{};
         const ImagesOut<T> dx(s.n, s.c, s.h, s.w);
         const Kernels<T>& k = current_level().of(T());
         const auto run = [&](auto unit, auto kernel) {
             using I = decltype(unit);
             const py::array at = gapless_images<I>(index);
             const I* numbers = static_cast<const I*>(at.data());
-            without_gil([&] { kernel(threads, s, gs.view, numbers, dx.view); });
+            without_gil([&] { kernel(threads, s, gs.view, numbers, sum_so_far, dx.view); });
             return dx.array;
         };
         return narrow ? run(std::uint8_t(), k.max_pool2d_grad) : run(int(), k.max_pool2d_grad_wide);

@@ -18,7 +18,7 @@ from . import init
 from .arrays import to_host
 from .backends import get_backend
 from .backends.numpy_backend import Windows, check_classes, pool_output_size
-from .tensor import Array, Tensor, op
+from .tensor import Array, Tensor, adding, op
 
 Pair = int | tuple[int, int]
 
@@ -840,7 +840,7 @@ def _pool_options(kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1
 def _max_pool2d(backend: Any, x: Array, options: dict[str, Any], ceil_mode: bool) -> Any:
     y, index = backend.max_pool2d(x, **options, ceil_mode=ceil_mode)
     x_shape = x.shape  # the gradient needs no more of x
-    return y, lambda g: backend.max_pool2d_grad(g, index, x_shape, **options)
+    return y, adding(lambda g, before=None: backend.max_pool2d_grad(g, index, x_shape, before, **options))
 
 
 def max_pool2d(

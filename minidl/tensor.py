@@ -29,7 +29,7 @@ from .backends import get_backend
 
 # An ndarray of the active backend: NumPy's, or another library's with the same methods; `op` knows it from other types.
 Array: TypeAlias = Annotated[Any, "Array"]
-Vjp: TypeAlias = Callable[[Array], Array]  # vector-Jacobian product: ∂L/∂(output) -> ∂L/∂(one input)
+Vjp: TypeAlias = Callable[..., Array]  # vector-Jacobian product: ∂L/∂(output) -> ∂L/∂(one input)
 
 FLOAT64 = np.dtype(np.float64)  # two dtypes compare faster than a dtype and a type
 _NUMPY_NAMES = (("axis", "dim"), ("keepdims", "keepdim"))
@@ -324,7 +324,9 @@ def _pass_on(node: Tensor, g: Array, pending: dict[int, Array], anomaly: bool) -
     """Add to `pending` what each parent of `node` receives of g = ∂L/∂node."""
     vjps = node.vjps or ()
     for k, parent in enumerate(node.parents):
-        share, data = vjps[k](g), parent.data
+        vjp, data, before = vjps[k], parent.data, pending.get(parent.birth)
+        added = before is not None and hasattr(vjp, "adds")
+        share = vjp(g, before) if added else vjp(g)
         if share.shape != data.shape or share.dtype != data.dtype:
             raise RuntimeError(
                 f"the gradient function of {node.op} gave {share.shape} {share.dtype} "
@@ -335,8 +337,7 @@ def _pass_on(node: Tensor, g: Array, pending: dict[int, Array], anomaly: bool) -
                 f"backward of {node.op} made the first NaN or Inf: the gradient for its input of shape {parent.shape}"
                 + (f" (made by {parent.op})" if parent.op else "")
             )
-        before = pending.get(parent.birth)
-        if before is not None:
+        if before is not None and not added:
             active = get_backend()
             share = active.add(before, share) if isinstance(share, active.xp.ndarray) else before + share
         pending[parent.birth] = share
@@ -359,6 +360,12 @@ def _own(g: Array, references: int) -> Array:
     if references == _ALONE and type(g) is np.ndarray and g.flags.c_contiguous and not isinstance(g.base, np.ndarray):
         return g
     return np.array(g, order="C") if isinstance(g, np.ndarray | np.generic) else g.copy()
+
+
+def adding(vjp: Vjp) -> Vjp:
+    """Mark a gradient function vjp(g, before) that gives before + ∂L/∂x, where x has the gradient `before` already."""
+    vjp.adds = True  # type: ignore[attr-defined]
+    return vjp
 
 
 def op(function: Callable[..., Any]) -> Callable[..., Tensor]:

@@ -349,6 +349,9 @@ def test_max_pool2d_grad_adds_where_windows_overlap(backend: Any, case: PoolCase
         result = backend.max_pool2d_grad(layout, index, x.shape, **case.window)
         assert result.dtype == dtype and result.shape == x.shape
         assert np.all(np.abs(result - true) <= 2 * kh * kw * np.finfo(dtype).eps * size)
+        for before in (x, other_layout(x)):
+            sum_ = backend.max_pool2d_grad(layout, index, x.shape, before, **case.window)
+            np.testing.assert_array_equal(sum_, x + result)
 
 
 @pool_cases

@@ -40,6 +40,21 @@ def test_node_used_many_times() -> None:
     assert a.grad == 3 * 9 + 1
 
 
+def test_gradient_functions_that_add_to_what_is_there() -> None:
+    """Max pooling adds its gradient onto another's: whichever op comes first, with another one, and with itself."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 6))
+    uses = [lambda t: (t * t).sum(), lambda t: F.max_pool2d(t, 2).sum() * 3, lambda t: F.max_pool2d(t, 3, 1).sum()]
+
+    def gradient(*used: int) -> Array:
+        leaf = Tensor(x, requires_grad=True)
+        inner = leaf * 1
+        sum((uses[k](inner) for k in used), Tensor(0.0)).backward()
+        return leaf.grad
+
+    for order in ((0, 1), (1, 0), (1, 1), (1, 2), (2, 0, 1)):
+        np.testing.assert_allclose(gradient(*order), sum(gradient(k) for k in order), rtol=1e-12)
+
+
 def test_chain_of_ten_thousand_ops_needs_no_recursion() -> None:
     a = leaf(1.0)
     y = a

@@ -106,11 +106,13 @@ struct Kernels {
     void (*local_response_norm_grad)(int threads, const ResponseNorm&, Image<const T> g, Image<const T> x, Image<const T> d,
                                      Image<T> dx);
 
-    // pooling (pool.hpp): index (n, oh, ow, c) without gaps, in bytes for windows of at most 256 taps; count (oh, ow)
+    // pooling (pool.hpp): index (n, oh, ow, c) without gaps, in bytes for windows of at most 256 taps; count (oh, ow);
+    // before: a gradient to add to, its data may be null
     void (*max_pool2d)(int threads, const Pool&, Image<const T> x, Image<T> y, unsigned char* index);
     void (*max_pool2d_wide)(int threads, const Pool&, Image<const T> x, Image<T> y, int* index);
-    void (*max_pool2d_grad)(int threads, const Pool&, Image<const T> g, const unsigned char* index, Image<T> dx);
-    void (*max_pool2d_grad_wide)(int threads, const Pool&, Image<const T> g, const int* index, Image<T> dx);
+    void (*max_pool2d_grad)(int threads, const Pool&, Image<const T> g, const unsigned char* index,
+                            Image<const T> before, Image<T> dx);
+    void (*max_pool2d_grad_wide)(int threads, const Pool&, Image<const T> g, const int* index, Image<const T> before, Image<T> dx);
     void (*avg_pool2d)(int threads, const Pool&, Image<const T> x, const T* count, Image<T> y);
     void (*avg_pool2d_grad)(int threads, const Pool&, Image<const T> g, const T* count, Image<T> dx);
 

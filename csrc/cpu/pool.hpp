@@ -97,9 +97,10 @@ void each_pixel(int threads, const Pool& s, const Holders& down, const Holders& 
     });
 }
 
-// dx = the sum of g over the windows whose index names this pixel.
+// dx = the sum of g over the windows whose index names this pixel, added to `before` if there is one: the other gradient
+// of a pixel that is used twice need not be written and read again.
 template <class T, class I>
-void max_pool2d_grad(int threads, const Pool& s, Image<const T> g, const I* index, Image<T> dx) {
+void max_pool2d_grad(int threads, const Pool& s, Image<const T> g, const I* index, Image<const T> before, Image<T> dx) {
     const bool past = goes_past(rows_of<T>(pixels(dx), s.c, false), dx);
     if (s.kh == s.sh && s.kw == s.sw && s.oh * s.kh == s.h && s.ow * s.kw == s.w && s.ph + s.pw == 0 && s.dh * s.dw == 1) {
         const Index group = max<Index>(1, (1 << 14) / max<Index>(1, s.w * s.c)), tasks = ceil_div(s.n * s.oh, group);
@@ -108,12 +109,13 @@ void max_pool2d_grad(int threads, const Pool& s, Image<const T> g, const I* inde
                 for (Index k = 0; k < s.kh; ++k) {
                     T* to = dx.data + (row * s.kh + k) * s.w * dx.pitch;
                     const I* winners = index + row * s.ow * s.c;
-                    const T* from = g.data + row * s.ow * g.pitch;
+                    const T *from = g.data + row * s.ow * g.pitch, *old = before.data + (row * s.kh + k) * s.w * before.pitch;
                     for (Index j = 0; j < s.ow; ++j, winners += s.c, from += g.pitch)
-                        for (Index tap = k * s.kw; tap < (k + 1) * s.kw; ++tap, to += dx.pitch)
+                        for (Index tap = k * s.kw; tap < (k + 1) * s.kw; ++tap, to += dx.pitch, old += before.pitch)
                             each<T>(s.c, past, [=](Index c, auto how) {
                                 const V<T> won = how.widened(winners + c), mine = broadcast<T>(static_cast<T>(tap));
-                                how.result(to + c, where_equal<T>(won, mine, how.load(from + c), V<T>{}));
+                                const V<T> share = where_equal<T>(won, mine, how.load(from + c), V<T>{});
+                                how.result(to + c, before.data ? how.read(old + c) + share : share);
                             });
                 }
             fence();
@@ -131,7 +133,7 @@ void max_pool2d_grad(int threads, const Pool& s, Image<const T> g, const I* inde
                     const V<T> tap = broadcast<T>(static_cast<T>(down.tap.data[i] * s.kw + along.tap.data[j]));
                     sum += where_equal<T>(how.widened(index + from * s.c + c), tap, how.load(g.data + from * g.pitch + c), V<T>{});
                 }
-            how.result(to + c, sum);
+            how.result(to + c, before.data ? how.load(before.data + pixel * before.pitch + c) + sum : sum);
         });
     });
 }

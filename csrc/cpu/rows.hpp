@@ -35,14 +35,15 @@ MINIDL_INLINE V<T> where_equal(V<T> a, V<T> b, V<T> x, V<T> y) {
 #endif
 }
 
-// Numbers as they are kept in a byte or an int, and back.
+// Numbers as they are kept in a byte or an int, and back: by way of ints, as gcc turns bytes into floats one by one.
 template <class T, class I>
 MINIDL_INLINE V<T> widen(const I* p) {
 #if defined(__GNUC__)
     typedef I Small __attribute__((vector_size(sizeof(I) * lanes<T>)));
+    typedef int Middle __attribute__((vector_size(sizeof(int) * lanes<T>)));
     Small v;
     memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, V<T>);
+    return __builtin_convertvector(__builtin_convertvector(v, Middle), V<T>);
 #else
     V<T> v{};
     for (int i = 0; i < lanes<T>; ++i) v[i] = static_cast<T>(p[i]);

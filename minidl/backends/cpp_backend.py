@@ -85,6 +85,7 @@ class CppBackend(NumpyBackend):
         g: Array,
         index: Array,
         x_shape: Shape,
+        before: Array | None = None,
         *,
         kernel_size: Pair,
         stride: Pair,
@@ -92,7 +93,7 @@ class CppBackend(NumpyBackend):
         dilation: Pair,
     ) -> Array:
         """As NumpyBackend.max_pool2d_grad."""
-        return _C.max_pool2d_grad(g, index, x_shape, kernel_size, stride, padding, dilation, self.threads)
+        return _C.max_pool2d_grad(g, index, x_shape, before, kernel_size, stride, padding, dilation, self.threads)
 
     # What array code can do for any dtype, kernels do for float32 and float64.
 

@@ -499,6 +499,7 @@ class CupyBackend(NumpyBackend):
         g: Array,
         index: Array,
         x_shape: Shape,
+        before: Array | None = None,
         *,
         kernel_size: Pair,
         stride: Pair,
@@ -513,7 +514,7 @@ class CupyBackend(NumpyBackend):
             name = "max_pool_grad_byte" if index.itemsize == 1 else "max_pool_grad_int"
             geometry = self._pool(x_shape, g.shape[2:], kernel_size, stride, padding, dilation)
             self._launch("pool", name, g.dtype, _blocks(dx.size), geometry, g, index, dx)
-        return dx  # type: ignore[no-any-return]
+        return dx if before is None else before + dx  # type: ignore[no-any-return]
 
     def avg_pool2d(self, x: Array, count: Array, *, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
         """As NumpyBackend.avg_pool2d."""

@@ -240,6 +240,7 @@ class NumbaBackend(NumpyBackend):
         g: Array,
         index: Array,
         x_shape: Shape,
+        before: Array | None = None,
         *,
         kernel_size: Pair,
         stride: Pair,
@@ -252,7 +253,8 @@ class NumbaBackend(NumpyBackend):
         x = np.zeros((planes, *x_shape[2:]), g.dtype)
         g_flat, index_flat = (np.ascontiguousarray(a).reshape(planes, *g.shape[2:]) for a in (g, index))
         self._run(max_pool2d_grad, planes, g_flat, index_flat, x, kernel_size, stride, padding, dilation)
-        return x.reshape(x_shape)
+        dx = x.reshape(x_shape)
+        return dx if before is None else before + dx
 
 
 def _pad(x: Array, padding: Pair) -> Array:

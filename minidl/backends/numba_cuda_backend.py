@@ -746,6 +746,7 @@ class NumbaCudaBackend(NumpyBackend):
         g: Array,
         index: Array,
         x_shape: Shape,
+        before: Array | None = None,
         *,
         kernel_size: Pair,
         stride: Pair,
@@ -757,7 +758,8 @@ class NumbaCudaBackend(NumpyBackend):
         dx = self.xp.empty((x_shape[0] * x_shape[1], *x_shape[2:]), g.dtype)
         arrays = self._planes(g), self._planes(index), dx
         _each(max_pool_grad, dx.size, *arrays, kernel_size, stride, padding, dilation)
-        return dx.reshape(x_shape)
+        dx = dx.reshape(x_shape)
+        return dx if before is None else before + dx
 
     def avg_pool2d(self, x: Array, count: Array, *, kernel_size: Pair, stride: Pair, padding: Pair) -> Array:
         """As NumpyBackend.avg_pool2d."""

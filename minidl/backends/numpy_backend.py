@@ -368,6 +368,7 @@ class NumpyBackend:
         g: Array,
         index: Array,
         x_shape: Shape,
+        before: Array | None = None,
         *,
         kernel_size: Pair,
         stride: Pair,
@@ -376,14 +377,14 @@ class NumpyBackend:
     ) -> Array:
         """Give ∂L/∂x of max_pool2d: each g goes to the pixel that was largest; where windows overlap they add.
 
-        g, index (N, C, OH, OW) -> (N, C, H, W) = x_shape
+        g, index (N, C, OH, OW) -> (N, C, H, W) = x_shape; `before`, if given, is a gradient of this shape to add to
         """
         check_pool_grad(g, index, x_shape, kernel_size)
         dx = self.xp.zeros(x_shape, g.dtype)
         for tap, (rows, columns), (i, j) in _taps(x_shape, g.shape[2:], kernel_size, stride, padding, dilation):
             part = np.s_[:, :, rows, columns]
             dx[:, :, i, j] += self.xp.where(index[part] == tap, g[part], 0)
-        return dx  # type: ignore[no-any-return]
+        return dx if before is None else before + dx  # type: ignore[no-any-return]
 
     # Normalisation.
 
