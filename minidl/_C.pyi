@@ -96,6 +96,7 @@ def max_pool2d_grad(
     g: Array,
     index: Array,
     x_shape: Sequence[int],
+    before: Array | None,
     kernel_size: Pair,
     stride: Pair,
     padding: Pair,

@@ -35,20 +35,19 @@ MINIDL_INLINE V<T> where_equal(V<T> a, V<T> b, V<T> x, V<T> y) {
 #endif
 }
 
-// Numbers as they are kept in a byte or an int, and back: by way of ints, as gcc turns bytes into floats one by one.
+// Numbers as they are kept in a byte or an int, and back. gcc 12 takes a vector of bytes apart one by one to convert it.
 template <class T, class I>
 MINIDL_INLINE V<T> widen(const I* p) {
-#if defined(__GNUC__)
-    typedef I Small __attribute__((vector_size(sizeof(I) * lanes<T>)));
-    typedef int Middle __attribute__((vector_size(sizeof(int) * lanes<T>)));
-    Small v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(__builtin_convertvector(v, Middle), V<T>);
-#else
-    V<T> v{};
-    for (int i = 0; i < lanes<T>; ++i) v[i] = static_cast<T>(p[i]);
-    return v;
+#if defined(__AVX512F__)
+    if constexpr (sizeof(I) == 1 && sizeof(T) == 4)
+        return (V<T>)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(I) == 1 && sizeof(T) == 4)
+        return (V<T>)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 #endif
+    T whole[lanes<T>];
+    for (int i = 0; i < lanes<T>; ++i) whole[i] = static_cast<T>(p[i]);
+    return load(whole);
 }
 
 template <class T, class I>
