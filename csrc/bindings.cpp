@@ -212,26 +212,29 @@ constexpr std::pair<const char*, Mode> modes[] = {
     {"auto", Mode::automatic}, {"direct", Mode::direct}, {"winograd", Mode::winograd}, {"exact", Mode::exact}};
 
 template <class T>
-void forward(const Level& level, int threads, const Conv& s, Image<const T> x, const T* w, const T* b, Activation activation,
+void forward(const Level& level, int threads, const Conv& s, Joined<const T> x, const T* w, const T* b, Activation activation,
              Image<T> y) {
     const int tile = plan(s, Pass::forward, conv_mode).tile;
     if (tile) level.of(T()).winograd_conv2d(threads, tile, s, x, w, b, activation, y);
-    else level.of(T()).direct_conv2d(threads, s, x, w, b, activation, y);
+    else level.of(T()).direct_conv2d(threads, s, x.first, w, b, activation, y);
 }
 
 template <class T>
-void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Image<T> dx) {
+void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Joined<T> dx) {
     const int tile = plan(s, Pass::grad_x, conv_mode).tile;
     if (tile) level.of(T()).winograd_grad_x(threads, tile, s, g, w, b, dx);
-    else level.of(T()).direct_grad_x(threads, s, g, w, b, dx);
+    else level.of(T()).direct_grad_x(threads, s, g, w, b, dx.first);
 }
 
 template <class T>
-void grad_w(const Level& level, int threads, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
+void grad_w(const Level& level, int threads, const Conv& s, Image<const T> g, Joined<const T> x, T* dw) {
     const int tile = plan(s, Pass::grad_w, conv_mode).tile;
     if (tile) level.of(T()).winograd_grad_w(threads, tile, s, g, x, dw);
-    else level.of(T()).direct_grad_w(threads, s, g, x, dw);
+    else level.of(T()).direct_grad_w(threads, s, g, x.first, dw);
 }
+
+// Whether the algorithm takes images of which the first has so many channels, and the second the rest.
+bool joins(const Conv& s, Pass pass, Index channels) { return channels % 16 == 0 && s.kh > 1 && plan(s, pass, conv_mode).tile; }
 
 // The exact mode: float32 arrays as float64, the same kernels, and one rounding at the end.
 template <class F>
@@ -244,14 +247,49 @@ py::array in_double(F f, py::array& x, py::array& w, std::optional<py::array>& b
 
 bool exact(const py::array& a) { return conv_mode == Mode::exact && py::isinstance<py::array_t<float>>(a); }
 
-py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair stride, Pair padding, Pair dilation, Index groups,
-                  bool relu, Index threads) {
-    const Conv shape = check_conv(shape_of(x), shape_of(w), stride, padding, dilation, groups);
-    if (b) expect("b", shape_of(*b), {shape.o});
+py::array concatenate_(const std::vector<py::array>& xs, Index threads);
+
+// Two images side by side: checked, and concatenated where the algorithm takes only one. x is the first then, or all.
+struct Beside {
+    py::array x;
+    std::optional<py::array> second;
+    Conv shape;
+
+    Beside(py::array x_, std::optional<py::array> second_, const Shape& w, Pass pass, Pair stride, Pair padding, Pair dilation,
+           Index groups, Index threads)
+        : x(std::move(x_)), second(std::move(second_)) {
+        Shape all = shape_of(x);
+        if (second && all.size() == 4) {
+            Shape wanted = shape_of(*second);
+            if (wanted.size() == 4) all[1] += std::exchange(wanted[1], all[1]);
+            expect("the image beside it", wanted, shape_of(x));
+        }
+        shape = check_conv(all, w, stride, padding, dilation, groups);
+        if (!second || joins(shape, pass, x.shape(1))) return;
+        x = concatenate_({x, *second}, threads);
+        second.reset();
+    }
+};
+
+template <class T>
+struct JoinedIn {
+    ImagesIn<T> first;
+    std::optional<ImagesIn<T>> second;
+    Joined<const T> view;
+    JoinedIn(const Beside& images, int threads) : first(images.x, threads), view{first.view, {}} {
+        if (images.second) view.second = second.emplace(*images.second, threads).view;
+    }
+};
+
+py::array conv2d_joined_(py::array first, std::optional<py::array> second, py::array w, std::optional<py::array> b, Pair stride,
+                         Pair padding, Pair dilation, Index groups, bool relu, Index threads) {
     threads = check_threads(threads);
+    Beside images(first, second, shape_of(w), Pass::forward, stride, padding, dilation, groups, threads);
+    const Conv& shape = images.shape;
+    if (b) expect("b", shape_of(*b), {shape.o});
     const auto run = [&](auto zero) -> py::array {
         using T = decltype(zero);
-        const ImagesIn<T> xs(x, threads);
+        const JoinedIn<T> xs(images, threads);
         const Array<T> ws(w), bs(b ? *b : py::array_t<T>(0));
         const ImagesOut<T> y(shape.n, shape.o, shape.oh, shape.ow);
         const T *pw = ws.data(), *pb = b ? bs.data() : nullptr;
@@ -259,47 +297,83 @@ py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair str
         without_gil([&] { forward(level, threads, shape, xs.view, pw, pb, relu ? Activation::relu : Activation::none, y.view); });
         return y.array;
     };
-    const auto call = [&] { return b ? dispatch({{"x", x}, {"w", w}, {"b", *b}}, run) : dispatch({{"x", x}, {"w", w}}, run); };
-    return exact(x) && exact(w) ? in_double(call, x, w, b) : call();
+    const auto call = [&] {
+        return dispatch({{"x", images.x}, {"w", w}, {"b", b ? *b : w}, {"the image beside it", images.second ? *images.second : w}}, run);
+    };
+    return exact(images.x) && exact(w) ? in_double(call, images.x, w, b) : call();
+}
+
+py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair stride, Pair padding, Pair dilation, Index groups,
+                  bool relu, Index threads) {
+    return conv2d_joined_(x, std::nullopt, w, b, stride, padding, dilation, groups, relu, threads);
+}
+
+// The gradient of two images, the first of `channels` channels; of one alone where that is all of them.
+std::pair<py::array, py::array> grad_x_of(py::array g, py::array w, Shape x_shape, Index channels, std::optional<py::array> b,
+                                          Pair stride, Pair padding, Pair dilation, Index groups, Index threads) {
+    const Conv shape = check_conv(x_shape, shape_of(w), stride, padding, dilation, groups);
+    expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
+    if (b) expect("b", shape_of(*b), {shape.c});
+    if (channels < 0 || channels > shape.c) throw py::value_error("conv2d_joined_grad_x: there are not so many channels");
+    threads = check_threads(threads);
+    const bool two = channels < shape.c && joins(shape, Pass::grad_x, channels);
+    const auto run = [&](auto zero) -> std::pair<py::array, py::array> {
+        using T = decltype(zero);
+        const ImagesIn<T> gs(g, threads);
+        const Array<T> ws(w), bs(b ? *b : py::array_t<T>(0));
+        const ImagesOut<T> first(shape.n, two ? channels : shape.c, shape.h, shape.w);
+        const ImagesOut<T> second(shape.n, two ? shape.c - channels : 0, shape.h, shape.w);
+        const Joined<T> dx{first.view, two ? second.view : Image<T>{}};
+        const T *pw = ws.data(), *pb = b ? bs.data() : nullptr;
+        const Level level = current_level();
+        without_gil([&] { grad_x(level, threads, shape, gs.view, pw, pb, dx); });
+        return {first.array, second.array};
+    };
+    const auto call = [&] { return dispatch({{"g", g}, {"w", w}, {"b", b ? *b : w}}, run); };
+    if (!(exact(g) && exact(w))) return call();
+    return {in_double([&] { return call().first; }, g, w, b), py::array()};
 }
 
 py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, std::optional<py::array> b, Pair stride, Pair padding,
                          Pair dilation, Index groups, Index threads) {
-    const Conv shape = check_conv(x_shape, shape_of(w), stride, padding, dilation, groups);
-    expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
-    if (b) expect("b", shape_of(*b), {shape.c});
-    threads = check_threads(threads);
-    const auto run = [&](auto zero) -> py::array {
-        using T = decltype(zero);
-        const ImagesIn<T> gs(g, threads);
-        const Array<T> ws(w), bs(b ? *b : py::array_t<T>(0));
-        const ImagesOut<T> dx(shape.n, shape.c, shape.h, shape.w);
-        const T *pw = ws.data(), *pb = b ? bs.data() : nullptr;
-        const Level level = current_level();
-        without_gil([&] { grad_x(level, threads, shape, gs.view, pw, pb, dx.view); });
-        return dx.array;
-    };
-    const auto call = [&] { return b ? dispatch({{"g", g}, {"w", w}, {"b", *b}}, run) : dispatch({{"g", g}, {"w", w}}, run); };
-    return exact(g) && exact(w) ? in_double(call, g, w, b) : call();
+    const Index all = x_shape.size() == 4 ? x_shape[1] : 0;
+    return grad_x_of(g, w, x_shape, all, b, stride, padding, dilation, groups, threads).first;
 }
 
-py::array conv2d_grad_w_(py::array g, py::array x, Shape w_shape, Pair stride, Pair padding, Pair dilation, Index groups,
-                         Index threads) {
-    const Conv shape = check_conv(shape_of(x), w_shape, stride, padding, dilation, groups);
-    expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
+// The gradients of both, or of all channels together where the algorithm gives only that.
+py::object conv2d_joined_grad_x_(py::array g, py::array w, Shape x_shape, Index channels, Pair stride, Pair padding, Pair dilation,
+                                 Index groups, Index threads) {
+    const auto [first, second] = grad_x_of(g, w, x_shape, channels, std::nullopt, stride, padding, dilation, groups, threads);
+    if (first.shape(1) != channels) return first;
+    return py::make_tuple(first, second);
+}
+
+py::array conv2d_joined_grad_w_(py::array g, py::array first, std::optional<py::array> second, Shape w_shape, Pair stride,
+                                Pair padding, Pair dilation, Index groups, Index threads) {
     threads = check_threads(threads);
+    Beside images(first, second, w_shape, Pass::grad_w, stride, padding, dilation, groups, threads);
+    const Conv& shape = images.shape;
+    expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
     std::optional<py::array> none;
     const auto run = [&](auto zero) -> py::array {
         using T = decltype(zero);
-        const ImagesIn<T> gs(g, threads), xs(x, threads);
+        const ImagesIn<T> gs(g, threads);
+        const JoinedIn<T> xs(images, threads);
         const py::array dw = pooled<T>(w_shape);
         T* pdw = static_cast<T*>(const_cast<void*>(dw.data()));
         const Level level = current_level();
         without_gil([&] { grad_w(level, threads, shape, gs.view, xs.view, pdw); });
         return dw;
     };
-    const auto call = [&] { return dispatch({{"g", g}, {"x", x}}, run); };
-    return exact(g) && exact(x) ? in_double(call, g, x, none) : call();
+    const auto call = [&] {
+        return dispatch({{"g", g}, {"x", images.x}, {"the image beside it", images.second ? *images.second : g}}, run);
+    };
+    return exact(g) && exact(images.x) ? in_double(call, g, images.x, none) : call();
+}
+
+py::array conv2d_grad_w_(py::array g, py::array x, Shape w_shape, Pair stride, Pair padding, Pair dilation, Index groups,
+                         Index threads) {
+    return conv2d_joined_grad_w_(g, x, std::nullopt, w_shape, stride, padding, dilation, groups, threads);
 }
 
 void set_conv_algorithm(const std::string& name) {
@@ -1074,6 +1148,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("empty_cache", empty_cache, "Give the buffers kept for reuse back to the system.");
     m.def("winograd_matrices", winograd_matrices, py::arg("tile"), py::arg("kernel"));
     m.def("conv2d", conv2d_);
+    m.def("conv2d_joined", conv2d_joined_);
+    m.def("conv2d_joined_grad_x", conv2d_joined_grad_x_);
+    m.def("conv2d_joined_grad_w", conv2d_joined_grad_w_);
     m.def("conv2d_grad_x", conv2d_grad_x_);
     m.def("conv2d_grad_w", conv2d_grad_w_);
     m.def("contiguous", contiguous_);

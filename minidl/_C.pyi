@@ -51,6 +51,43 @@ def conv2d_grad_w(
     threads: int,
     /,
 ) -> Array: ...
+def conv2d_joined(
+    x: Array,
+    beside: Array,
+    w: Array,
+    b: Array | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    relu: bool,
+    threads: int,
+    /,
+) -> Array: ...
+def conv2d_joined_grad_x(
+    g: Array,
+    w: Array,
+    x_shape: Sequence[int],
+    channels: int,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    threads: int,
+    /,
+) -> Array | tuple[Array, Array]: ...
+def conv2d_joined_grad_w(
+    g: Array,
+    x: Array,
+    beside: Array,
+    w_shape: Sequence[int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    threads: int,
+    /,
+) -> Array: ...
 def relu(x: Array, threads: int, /) -> Array: ...
 def activation_grad(g: Array, y: Array, activation: str, threads: int, /) -> Array: ...
 def add(x: Array, y: Array, threads: int, /) -> Array: ...

@@ -675,8 +675,25 @@ def _conv2d(backend: Any, x: Array, w: Array, b: Array | None, options: dict[str
     )
 
 
+@op
+def _conv2d_joined(
+    backend: Any, x: Array, beside: Array, w: Array, b: Array | None, options: dict[str, Any], activation: str
+) -> Any:
+    both = backend.join(x, beside)
+    y = backend.conv2d_joined(both, w, b, **options, activation=activation)
+    before = _once(lambda g: backend.activation_grad(g, y, activation)) if activation else lambda g: g
+    grads = _once(lambda g: backend.conv2d_joined_grad_x(before(g), w, both, x.shape[1], **options))
+    return (
+        y,
+        lambda g: grads(g)[0],
+        lambda g: grads(g)[1],
+        lambda g: backend.conv2d_joined_grad_w(before(g), both, w.shape, **options),
+        lambda g: backend.channel_sum(before(g)),
+    )
+
+
 def conv2d(
-    x: Tensor,
+    x: Tensor | tuple[Tensor, Tensor],
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Pair = 1,
@@ -691,8 +708,21 @@ def conv2d(
     y[n,o,i,j] = bias[o] + Σ_{c,u,v} weight[o,c,u,v] · x[n, c, i·stride + u·dilation − padding, the same for j, v],
     zero outside the image; c runs over the channels of o's group. padding "same" keeps the size, "valid" is 0.
     activation "relu" cuts y at 0 while it is written, which saves a pass through memory.
+    Two tensors as x are convolved as their concatenation along the channels, which fast kernels never build.
     ValueError for shapes or options that do not fit, TypeError for mixed dtypes.
     """
+    if isinstance(x, tuple):
+        first, second = x
+        if (
+            first.ndim != 4
+            or second.ndim != 4
+            or first.shape[::2] + first.shape[3:] != second.shape[::2] + second.shape[3:]
+        ):
+            raise ValueError(f"conv2d: images {first.shape} and {second.shape} do not lie side by side")
+        if not isinstance(padding, str) and activation in ("", "relu"):
+            given = _conv_options(stride, padding, dilation, groups)
+            return _conv2d_joined(first, second, weight, bias, given, activation)
+        x = concatenate(x, 1)
     if isinstance(padding, str):
         x, padding = _padding_by_name(x, weight, padding, stride, dilation)
     if activation not in ("", "relu"):

@@ -289,7 +289,7 @@ class UNet(nn.Module):
             bridges.append(x)
         bridges.pop()
         for up, merge in zip(self.up, self.merge, strict=True):
-            x = merge(F.concatenate([bridges.pop(), up(x)], 1))
+            x = merge((bridges.pop(), up(x)))  # side by side, not concatenated
         return self.head(x)  # type: ignore[no-any-return]
 
 

@@ -244,6 +244,13 @@ def _conv2d(graph: Graph, x: Tensor, w: Any, b: Any, options: dict[str, Any], ac
     return graph.activate(graph.node("Conv", x, w, b, **_window(options)), activation)
 
 
+def _conv2d_joined(
+    graph: Graph, x: Tensor, beside: Tensor, w: Any, b: Any, options: dict[str, Any], activation: str
+) -> str:
+    both = graph.node("Concat", x, beside, axis=1)
+    return graph.activate(graph.node("Conv", both, w, b, **_window(options)), activation)
+
+
 def _conv_transpose2d(graph: Graph, x: Tensor, w: Any, b: Any, out_shape: Any, options: dict[str, Any]) -> str:
     given = zip(x.shape[2:], w.shape[2:], *(options[name] for name in ("stride", "padding", "dilation")), strict=True)
     least = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in given]
@@ -329,9 +336,9 @@ OPS: dict[str, Callable[..., str]] = {
     "matmul": _same("MatMul"), "linear": _linear,
     "softmax": lambda graph, x, dim: graph.node("Softmax", x, axis=dim),
     "log_softmax": lambda graph, x, dim: graph.node("LogSoftmax", x, axis=dim),
-    "conv2d": _conv2d, "conv_transpose2d": _conv_transpose2d, "max_pool2d": _max_pool2d, "avg_pool2d": _avg_pool2d,
-    "resample": _resample, "normalize": _normalize, "batch_norm": _batch_norm,
-    "local_response_norm": _local_response_norm,
+    "conv2d": _conv2d, "conv2d_joined": _conv2d_joined, "conv_transpose2d": _conv_transpose2d,
+    "max_pool2d": _max_pool2d, "avg_pool2d": _avg_pool2d, "resample": _resample,
+    "normalize": _normalize, "batch_norm": _batch_norm, "local_response_norm": _local_response_norm,
 }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidl import explain_conv, set_conv_algorithm, set_num_threads
+from minidl import Tensor, explain_conv, set_conv_algorithm, set_num_threads
+from minidl import functional as F
 from minidl.backends import get_backend, use_backend
 from minidl.cases.kernels import KERNEL_CASES, ConvCase
 from tests.test_backends import require
@@ -222,3 +223,41 @@ def test_the_plan_says_why() -> None:
         set_conv_algorithm("direct")
         assert why((4, 16, 512, 512), (16, 16, 3, 3)) == "forward: direct: asked for"
         set_conv_algorithm("auto")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(
+    "first,second,size,groups",
+    [(16, 16, 19, 1), (32, 5, 12, 1), (16, 40, 9, 1), (48, 16, 8, 2), (16, 32, 7, 2), (3, 16, 12, 1), (17, 20, 5, 1)],
+)
+@pytest.mark.parametrize("algorithm", ["auto", "winograd", "direct", "exact"])
+def test_two_images_side_by_side(
+    cpp: Any, algorithm: str, first: int, second: int, size: int, groups: int, dtype: Any
+) -> None:
+    """A convolution of two images has the bits of that of their concatenation, and so have its gradients."""
+    set_conv_algorithm(algorithm)
+    rng = np.random.default_rng(0)
+    shapes = [(2, first, size, size + 1), (2, second, size, size + 1), (8, (first + second) // groups, 3, 3), (8,)]
+    if shapes[2][1] * groups != first + second:
+        pytest.fail("the row is wrong: its groups do not divide the channels")
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    results = []
+    for joined in (True, False):
+        a, b, w, bias = tensors = [Tensor(array, requires_grad=True) for array in arrays]
+        y = F.conv2d(
+            (a, b) if joined else F.concatenate([a, b], 1), w, bias, padding=1, groups=groups, activation="relu"
+        )
+        y.backward(arrays[3].sum() + y.data)
+        results.append([y.data, *(t.grad for t in tensors)])
+    for found, expected in zip(*results, strict=True):
+        assert np.abs(expected).max() > 0
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_images_that_do_not_lie_side_by_side() -> None:
+    a, w = Tensor(np.zeros((2, 3, 5, 5), np.float32)), Tensor(np.zeros((4, 6, 3, 3), np.float32))
+    for other in ((2, 3, 5, 4), (1, 3, 5, 5), (3, 5, 5)):
+        with pytest.raises(ValueError, match="do not lie side by side"):
+            F.conv2d((a, Tensor(np.zeros(other, np.float32))), w)
+    y = F.conv2d((a, a), w, padding="same")
+    assert y.shape == (2, 4, 5, 5)

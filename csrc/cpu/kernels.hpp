@@ -17,6 +17,12 @@ struct Image {
     Index n, c, h, w, pitch;
 };
 
+// An image, or two side by side: the channels of `first`, then those of `second`, if there is one (its c is not 0).
+template <class T>
+struct Joined {
+    Image<T> first, second;
+};
+
 // x (n, c, h, w), w (o, c / groups, kh, kw) -> y (n, o, oh, ow)
 struct Conv {
     Index n, c, h, w, o, kh, kw, oh, ow, sh, sw, ph, pw, dh, dw, groups;
@@ -82,9 +88,9 @@ struct Kernels {
     void (*direct_conv2d)(int threads, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
     void (*direct_grad_x)(int threads, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
     void (*direct_grad_w)(int threads, const Conv&, Image<const T> g, Image<const T> x, T* dw);
-    void (*winograd_conv2d)(int threads, int tile, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
-    void (*winograd_grad_x)(int threads, int tile, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
-    void (*winograd_grad_w)(int threads, int tile, const Conv&, Image<const T> g, Image<const T> x, T* dw);
+    void (*winograd_conv2d)(int threads, int tile, const Conv&, Joined<const T> x, const T* w, const T* bias, Activation, Image<T> y);
+    void (*winograd_grad_x)(int threads, int tile, const Conv&, Image<const T> g, const T* w, const T* bias, Joined<T> dx);
+    void (*winograd_grad_w)(int threads, int tile, const Conv&, Image<const T> g, Joined<const T> x, T* dw);
     void (*winograd_matrices)(int tile, int kernel, T* bt, T* a, T* g); // for the tests
 
     // elementwise (elementwise.hpp)

@@ -38,12 +38,16 @@ MINIDL_INLINE V<T> where_equal(V<T> a, V<T> b, V<T> x, V<T> y) {
 // Numbers as they are kept in a byte or an int, and back. gcc 12 takes a vector of bytes apart one by one to convert it.
 template <class T, class I>
 MINIDL_INLINE V<T> widen(const I* p) {
+#if defined(__GNUC__) && (defined(__AVX512F__) || defined(__AVX2__))
+    if constexpr (sizeof(I) == 1 && sizeof(T) == 4) {
+        typedef int Middle __attribute__((vector_size(MINIDL_BYTES)));
 #if defined(__AVX512F__)
-    if constexpr (sizeof(I) == 1 && sizeof(T) == 4)
-        return (V<T>)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(__AVX2__)
-    if constexpr (sizeof(I) == 1 && sizeof(T) == 4)
-        return (V<T>)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+        const auto ints = _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+        const auto ints = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#endif
+        return __builtin_convertvector((Middle)ints, V<T>);
+    }
 #endif
     T whole[lanes<T>];
     for (int i = 0; i < lanes<T>; ++i) whole[i] = static_cast<T>(p[i]);

@@ -236,6 +236,15 @@ Square<T> square(const Image<const T>& x, Index channel, Index channels, Index n
     return {patch, step, wide};
 }
 
+// f(image, its first channel, how many, how far they are from `channel`) for the one or two images that hold `channels`
+// channels from `channel` on.
+template <class T, class F>
+MINIDL_INLINE void each_image(const Joined<T>& x, Index channel, Index channels, const F& f) {
+    const Index rest = x.first.c - channel; // of the first
+    if (rest > 0) f(x.first, channel, min(channels, rest), Index(0));
+    if (rest < channels) f(x.second, max(-rest, Index(0)), min(channels - rest, channels), max(rest, Index(0)));
+}
+
 // to[pos * plane + c] = the transform F of a square, for each channel c.
 template <class T, class F>
 void transform_square(const F& f, const Square<T>& s, Index channels, T* to, Index plane) {
@@ -411,9 +420,10 @@ void transform_weights(int threads, const Correlation& s, const Panels<T>& panel
 
 // Whether to write an output past the caches: one so large that it would not be found there again.
 template <class T>
-bool streams(const Image<T>& y, Index outputs) {
-    const bool aligned = reinterpret_cast<size_t>(y.data) % MINIDL_BYTES == 0 && y.pitch % lanes<T> == 0;
-    return aligned && outputs % lanes<T> == 0 && y.n * y.h * y.w * y.pitch * static_cast<Index>(sizeof(T)) >= (8 << 20);
+bool streams(const Joined<T>& y, Index outputs) {
+    const auto fits = [](const Image<T>& image) { return aligned(image.data) && (image.pitch | image.c) % lanes<T> == 0; };
+    const Index numbers = y.first.n * y.first.h * y.first.w * (y.first.pitch + y.second.pitch);
+    return outputs % lanes<T> == 0 && fits(y.first) && fits(y.second) && numbers * static_cast<Index>(sizeof(T)) >= (8 << 20);
 }
 
 // Aᵀ M A of one tile, `count` channels, plus bias, to the part of the tile that lies inside the image.
@@ -438,10 +448,11 @@ void transform_outputs(const F& f, const T* m, Index plane, Index count, const T
 }
 
 template <int M, int K, class T>
-void correlate(int threads, const Correlation& s, const Image<const T>& x, const Weights<T>& w, const T* bias,
-               Activation activation, const Image<T>& y) {
+void correlate(int threads, const Correlation& s, const Joined<const T>& x, const Weights<T>& w, const T* bias,
+               Activation activation, const Joined<T>& y) {
     constexpr int N = M + K - 1;
-    const Tiles tiles(M, y.n, y.h, y.w);
+    const Index height = y.first.h, across = y.first.w;
+    const Tiles tiles(M, y.first.n, height, across);
     const Panels<T> panels(s.outputs);
     const Index ldv = round_up(s.inputs, lanes<T>), widest = panels.widest();
     const Blocks blocks(tiles.count, ldv);
@@ -462,9 +473,11 @@ void correlate(int threads, const Correlation& s, const Image<const T>& x, const
             const Index first = block * most, count = min(most, tiles.count - first);
             for (Index t = 0; t < count; ++t) {
                 const Index tile = first + t;
-                const Square<T> from = square<N>(x, group * s.inputs, s.inputs, tiles.image(tile),
-                                                 tiles.row(tile) - s.top, tiles.column(tile) - s.left, patch);
-                transform_square(Interpolate<T, N>(), from, s.inputs, v + t * ldv, plane_v);
+                const Index n = tiles.image(tile), row = tiles.row(tile) - s.top, column = tiles.column(tile) - s.left;
+                each_image(x, group * s.inputs, s.inputs, [&](const auto& image, Index channel, Index channels, Index c) {
+                    transform_square(Interpolate<T, N>(), square<N>(image, channel, channels, n, row, column, patch), channels,
+                                     v + t * ldv + c, plane_v);
+                });
             }
             for (Index panel = 0; panel < panels.count; ++panel) {
                 const Index o = panels.first(panel), width = panels.width(panel), channel = group * s.outputs + o;
@@ -473,8 +486,11 @@ void correlate(int threads, const Correlation& s, const Image<const T>& x, const
                     if (panel == 0 && block + 1 < last)
                         for (Index t = most * pos / (N * N); t < most * (pos + 1) / (N * N); ++t) {
                             const Index tile = min(first + most + t, tiles.count - 1);
-                            prefetch(x, group * s.inputs, s.inputs, tiles.image(tile), tiles.row(tile) - s.top,
-                                     tiles.column(tile) - s.left + N - M, N, M); // its neighbour asks for the others
+                            const Index n = tiles.image(tile), row = tiles.row(tile) - s.top;
+                            const Index column = tiles.column(tile) - s.left + N - M; // its neighbour asks for the others
+                            each_image(x, group * s.inputs, s.inputs, [&](const auto& image, Index channel, Index channels, Index) {
+                                prefetch(image, channel, channels, n, row, column, N, M);
+                            });
                         }
                     for (Index c = 0; c < s.inputs; c += terms<N>) {
                         const Factors<T> f{v + pos * plane_v + c, ldv, 1, from + pos * plane_u + c * width, width,
@@ -485,10 +501,12 @@ void correlate(int threads, const Correlation& s, const Image<const T>& x, const
                 }
                 for (Index t = 0; t < count; ++t) {
                     const Index tile = first + t, row = tiles.row(tile), column = tiles.column(tile);
-                    T* to = y.data + ((tiles.image(tile) * y.h + row) * y.w + column) * y.pitch + channel;
-                    transform_outputs(Collect<T, N, M>(), m + t * width, plane_m, min(width, s.outputs - o),
-                                      bias ? bias + channel : nullptr, activation == Activation::relu, past, y, to,
-                                      y.h - row, y.w - column);
+                    const Index pixel = (tiles.image(tile) * height + row) * across + column;
+                    each_image(y, channel, min(width, s.outputs - o), [&](const auto& image, Index at, Index channels, Index c) {
+                        transform_outputs(Collect<T, N, M>(), m + t * width + c, plane_m, channels,
+                                          bias ? bias + channel + c : nullptr, activation == Activation::relu, past, image,
+                                          image.data + pixel * image.pitch + at, height - row, across - column);
+                    });
                 }
             }
         }
@@ -501,7 +519,7 @@ void correlate(int threads, const Correlation& s, const Image<const T>& x, const
 // A task owns a panel of outputs and a share of the tiles, adds up its products S[pos][c][o] block by block, and leaves
 // Gᵀ S G, a seventh of it; the shares, whose number depends on shapes alone, are added in order at the end.
 template <int M, int K, class T>
-void correlate_grad(int threads, const Conv& s, const Image<const T>& g, const Image<const T>& x, T* dw) {
+void correlate_grad(int threads, const Conv& s, const Image<const T>& g, const Joined<const T>& x, T* dw) {
     constexpr int N = M + K - 1;
     const Tiles tiles(M, g.n, g.h, g.w);
     const Index inputs = s.c / s.groups, outputs = s.o / s.groups;
@@ -529,9 +547,11 @@ void correlate_grad(int threads, const Conv& s, const Image<const T>& g, const I
             const Index first = block * most, count = min(most, tiles.count - first);
             for (Index t = 0; t < count; ++t) {
                 const Index tile = first + t, n = tiles.image(tile), row = tiles.row(tile), column = tiles.column(tile);
-                transform_square(Interpolate<T, N>(),
-                                 square<N>(x, group * inputs, inputs, n, row - s.ph, column - s.pw, patch), inputs,
-                                 v + t * ldv, plane_v);
+                each_image(x, group * inputs, inputs, [&](const auto& image, Index channel, Index channels, Index c) {
+                    transform_square(Interpolate<T, N>(),
+                                     square<N>(image, channel, channels, n, row - s.ph, column - s.pw, patch), channels,
+                                     v + t * ldv + c, plane_v);
+                });
                 transform_square(Evaluate<T, M, N>(), square<M>(g, group * outputs + o, real, n, row, column, patch), real,
                                  dy + t * width, plane_w);
             }
@@ -540,7 +560,9 @@ void correlate_grad(int threads, const Conv& s, const Image<const T>& g, const I
                     for (Index t = most * pos / (N * N); t < most * (pos + 1) / (N * N); ++t) {
                         const Index tile = min(first + most + t, tiles.count - 1);
                         const Index n = tiles.image(tile), row = tiles.row(tile), column = tiles.column(tile);
-                        prefetch(x, group * inputs, inputs, n, row - s.ph, column - s.pw + N - M, N, M);
+                        each_image(x, group * inputs, inputs, [&](const auto& image, Index channel, Index channels, Index) {
+                            prefetch(image, channel, channels, n, row - s.ph, column - s.pw + N - M, N, M);
+                        });
                         prefetch(g, group * outputs + o, real, n, row, column, M, M);
                     }
                 const Factors<T> f{v + pos * plane_v, 1, ldv, dy + pos * plane_w, width, count, sum + pos * plane_s, width};
@@ -604,32 +626,35 @@ void matrices(T* bt, T* a, T* g) {
 
 // --- the kernels --------------------------------------------------------------------------------------------------
 
-// y = x * w + bias; a tile of 4 or 6 outputs a side, 3 x 3 or 5 x 5 kernels (these with tiles of 4).
+// y = x * w + bias; a tile of 4 or 6 outputs a side, 3 x 3 or 5 x 5 kernels (these with tiles of 4). x may be two images
+// side by side, and so may dx, if the first has whole vectors of channels (a multiple of 16).
 template <class T>
-void winograd_conv2d(int threads, int tile, const Conv& s, Image<const T> x, const T* w, const T* bias,
+void winograd_conv2d(int threads, int tile, const Conv& s, Joined<const T> x, const T* w, const T* bias,
                      Activation activation, Image<T> y) {
     const Index inputs = s.c / s.groups, outputs = s.o / s.groups, taps = s.kh * s.kw;
     const winograd::Correlation c{s.groups, inputs, outputs, s.ph, s.pw};
     const winograd::Weights<T> weights{w, outputs * inputs * taps, inputs * taps, taps, false};
-    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, x, weights, bias, activation, y);
-    else if (tile == 4) winograd::correlate<4, 3>(threads, c, x, weights, bias, activation, y);
-    else winograd::correlate<6, 3>(threads, c, x, weights, bias, activation, y);
+    const Joined<T> out{y, {}};
+    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, x, weights, bias, activation, out);
+    else if (tile == 4) winograd::correlate<4, 3>(threads, c, x, weights, bias, activation, out);
+    else winograd::correlate<6, 3>(threads, c, x, weights, bias, activation, out);
 }
 
 // dx = g * w turned round, with the channels' roles exchanged
 template <class T>
-void winograd_grad_x(int threads, int tile, const Conv& s, Image<const T> g, const T* w, const T* bias, Image<T> dx) {
+void winograd_grad_x(int threads, int tile, const Conv& s, Image<const T> g, const T* w, const T* bias, Joined<T> dx) {
     const Index inputs = s.c / s.groups, outputs = s.o / s.groups, taps = s.kh * s.kw;
     const winograd::Correlation c{s.groups, outputs, inputs, s.kh - 1 - s.ph, s.kw - 1 - s.pw};
     const winograd::Weights<T> weights{w, outputs * inputs * taps, taps, inputs * taps, true};
-    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, g, weights, bias, Activation::none, dx);
-    else if (tile == 4) winograd::correlate<4, 3>(threads, c, g, weights, bias, Activation::none, dx);
-    else winograd::correlate<6, 3>(threads, c, g, weights, bias, Activation::none, dx);
+    const Joined<const T> in{g, {}};
+    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, in, weights, bias, Activation::none, dx);
+    else if (tile == 4) winograd::correlate<4, 3>(threads, c, in, weights, bias, Activation::none, dx);
+    else winograd::correlate<6, 3>(threads, c, in, weights, bias, Activation::none, dx);
 }
 
 // dw = the correlation of x with g
 template <class T>
-void winograd_grad_w(int threads, int tile, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
+void winograd_grad_w(int threads, int tile, const Conv& s, Image<const T> g, Joined<const T> x, T* dw) {
     if (s.kh == 5) winograd::correlate_grad<4, 5>(threads, s, g, x, dw);
     else if (tile == 4) winograd::correlate_grad<4, 3>(threads, s, g, x, dw);
     else winograd::correlate_grad<6, 3>(threads, s, g, x, dw);

@@ -7,6 +7,7 @@ without a copy; arrays of another layout are converted once (csrc/bindings.cpp).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from .numpy_backend import Array, NumpyBackend, Pair, Shape, Windows, pool2d_size
@@ -18,6 +19,9 @@ except ImportError as error:
         f"the extension minidl._C was not built or cannot run here ({error}); "
         "install a C++17 compiler, then `pip install -e .` again, or `python setup.py build_ext --inplace`"
     ) from error
+
+
+_GEOMETRY = itemgetter("stride", "padding", "dilation", "groups")
 
 
 class CppBackend(NumpyBackend):
@@ -72,6 +76,30 @@ class CppBackend(NumpyBackend):
     ) -> Array:
         """As NumpyBackend.conv2d_grad_w."""
         return _C.conv2d_grad_w(g, x, w_shape, stride, padding, dilation, groups, self.threads)
+
+    def join(self, x: Array, beside: Array) -> Any:
+        """As NumpyBackend.join: both as they are."""
+        return x, beside
+
+    def conv2d_joined(self, both: Any, w: Array, b: Array | None, *, activation: str = "", **options: Any) -> Array:
+        """As NumpyBackend.conv2d_joined; Winograd's kernels read both images, the others their concatenation."""
+        x, beside = both
+        stride, padding, dilation, groups = _GEOMETRY(options)
+        return _C.conv2d_joined(x, beside, w, b, stride, padding, dilation, groups, activation == "relu", self.threads)
+
+    def conv2d_joined_grad_x(self, g: Array, w: Array, both: Any, channels: int, **options: Any) -> Any:
+        """As NumpyBackend.conv2d_joined_grad_x."""
+        n, c, *size = both[0].shape
+        shape = (n, c + both[1].shape[1], *size)
+        stride, padding, dilation, groups = _GEOMETRY(options)
+        dx = _C.conv2d_joined_grad_x(g, w, shape, c, stride, padding, dilation, groups, self.threads)
+        return dx if isinstance(dx, tuple) else (dx[:, :c], dx[:, c:])
+
+    def conv2d_joined_grad_w(self, g: Array, both: Any, w_shape: Shape, **options: Any) -> Array:
+        """As NumpyBackend.conv2d_joined_grad_w."""
+        x, beside = both
+        stride, padding, dilation, groups = _GEOMETRY(options)
+        return _C.conv2d_joined_grad_w(g, x, beside, w_shape, stride, padding, dilation, groups, self.threads)
 
     def max_pool2d(
         self, x: Array, *, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool

@@ -341,6 +341,25 @@ class NumpyBackend:
         """Sum g (N, C, ...) over everything but the channels -> (C,)."""
         return g.sum(axis=(0, *range(2, g.ndim)))  # type: ignore[no-any-return]
 
+    # Two images side by side, convolved as one; a kernel can do without their concatenation.
+
+    def join(self, x: Array, beside: Array) -> Any:
+        """Give what conv2d_joined and its gradients take for x (N, C, H, W) and `beside` (N, D, H, W)."""
+        return self.concatenate([x, beside], 1)
+
+    def conv2d_joined(self, both: Any, w: Array, b: Array | None, **options: Any) -> Array:
+        """As conv2d of the concatenation of two images."""
+        return self.conv2d(both, w, b, **options)
+
+    def conv2d_joined_grad_x(self, g: Array, w: Array, both: Any, channels: int, **options: Any) -> Any:
+        """Give the gradients of both images, of which the first has so many channels."""
+        dx = self.conv2d_grad_x(g, w, both.shape, **options)
+        return dx[:, :channels], dx[:, channels:]
+
+    def conv2d_joined_grad_w(self, g: Array, both: Any, w_shape: Shape, **options: Any) -> Array:
+        """As conv2d_grad_w of the concatenation of two images."""
+        return self.conv2d_grad_w(g, both, w_shape, **options)
+
     def max_pool2d(
         self, x: Array, *, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
     ) -> tuple[Array, Array]:
