@@ -16,20 +16,32 @@ PEERS = {"tuned": "torch tuned", "default": "torch"}  # with its allocator tuned
 
 
 def ratios(times: dict[str, dict[str, float]]) -> Row:
-    """PyTorch's best mode over minidl, by medians and by minima, for its tuned and for its default allocator."""
+    """PyTorch's best mode over minidl's, by medians and by minima, for its tuned and for its default allocator."""
     found: Row = {}
+    ours = best_mode(times, "minidl")
     for key, rival in PEERS.items():
-        modes = [name for name in times if name.split(",")[0] == rival]
-        if modes:
-            best = min(modes, key=lambda name: times[name]["median"])
-            least = min(times[name]["min"] for name in modes)
+        best = best_mode(times, rival)
+        if best:
             found[key] = {
                 "best": best,
-                "ratio": times[best]["median"] / times["minidl"]["median"],
-                "ratio_of_minima": least / times["minidl"]["min"],
-                "spread": math.hypot(times[best]["spread"], times["minidl"]["spread"]),
+                "ratio": times[best]["median"] / times[ours]["median"],
+                "ratio_of_minima": _least(times, rival) / _least(times, "minidl"),
+                "spread": math.hypot(times[best]["spread"], times[ours]["spread"]),
             }
     return found
+
+
+def best_mode(times: Row, rival: str) -> str:
+    """The name of a rival in its fastest mode; "" where it has none."""
+    return min(_modes(times, rival), key=lambda name: times[name]["median"], default="")
+
+
+def _modes(times: Row, rival: str) -> list[str]:
+    return [name for name in times if name.split(",")[0] == rival]
+
+
+def _least(times: Row, rival: str) -> float:
+    return min(times[name]["min"] for name in _modes(times, rival))
 
 
 def geometric_mean(rows: list[Row], key: str, value: str = "ratio") -> float:
@@ -60,7 +72,7 @@ def targets(results: Row) -> list[Row]:
                 if row["kind"] == "step" and row["name"] == workload.name:
                     keys = [key for key in PEERS if key in row]
                     line = {"what": row["name"], "threads": threads, "target": (workload.floor, workload.aim)}
-                    line["remark"] = row[keys[0]]["best"]
+                    line["remark"] = " / ".join([row[keys[0]]["best"], best_mode(row["times"], "minidl")])
                     found.append(line | {key: row[key]["ratio"] for key in keys})
     steps = {row["threads"]: row["times"] for row in results["rows"] if row["name"] == SCALING}
     if len(steps) > 1:
@@ -105,20 +117,14 @@ def _time(times: Row, name: str | None) -> str:
     return duration(t["median"]) + (f" ± {100 * t['spread']:.0f} %" if t["turns"] > 1 else " (once)")
 
 
-def _least(row: Row) -> str:
-    return duration(row["times"]["minidl"]["min"])
-
-
 def _ratio(row: Row | None, key: str) -> str:
     return f"{row[key]['ratio']:.2f}" if row and key in row else ""
 
 
-def _mode(row: Row, key: str) -> str:
-    """PyTorch's time in its best mode, and that mode."""
-    if key not in row:
-        return ""
-    best = row[key]["best"]
-    return f"{_time(row['times'], best)}, {best.partition(', ')[2]}"
+def _mode(times: Row, rival: str) -> str:
+    """A rival's time in its best mode, and that mode."""
+    best = best_mode(times, rival)
+    return ", ".join(filter(None, [_time(times, best), best.partition(", ")[2]]))
 
 
 def table(results: Row, kind: str, threads: int) -> str:
@@ -130,12 +136,13 @@ def table(results: Row, kind: str, threads: int) -> str:
     head += ["peak memory, MB: minidl", "tuned", "default"] if kind == "step" else []
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows:
-        speed = row["operations"] / row["times"]["minidl"]["median"]
-        cells = [row["name"], *([row["pass"]] if kind != "step" else []), _time(row["times"], "minidl"), _least(row)]
-        cells += [_mode(row, "tuned"), _mode(row, "default")]
+        times = row["times"]
+        speed = row["operations"] / times[best_mode(times, "minidl")]["median"]
+        cells = [row["name"], *([row["pass"]] if kind != "step" else []), _mode(times, "minidl")]
+        cells += [duration(_least(times, "minidl")), *(_mode(times, rival) for rival in PEERS.values())]
         cells += [
-            _time(row["times"], "numpy"),
-            _time(row["times"], "numba"),
+            _time(times, "numpy"),
+            _time(times, "numba"),
             _ratio(row, "tuned"),
             _ratio(row, "default"),
         ]

@@ -58,6 +58,11 @@ class Workload:
         return x, rng.integers(0, 2, (self.x[0], *(self.x[2:] if self.target == "mask" else ())))
 
     @property
+    def dense(self) -> bool:
+        """Whether all its layers are dense."""
+        return self.network in ("TanhNetwork", "Autoencoder")
+
+    @property
     def operations(self) -> float:
         """Multiplications and additions by the definition: products forward, and twice as many backward."""
         layers, dense = record(self)
@@ -180,7 +185,7 @@ def record(workload: Workload) -> tuple[list[Layer], list[tuple[int, ...]]]:
     model.eval()
     dense = [p.shape for name, p in model.named_parameters() if p.ndim == 2]
     found: list[Layer] = []
-    if workload.network not in ("TanhNetwork", "Autoencoder"):
+    if not workload.dense:
         with _recorder(found), no_grad():
             model(Tensor(np.zeros((1, *workload.x[1:]), np.float32)))
     network = workload.name.replace(" step,", "").replace(" inference,", "")

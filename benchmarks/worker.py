@@ -25,14 +25,13 @@ from minidl import Tensor, no_grad, optim
 from minidl import functional as F
 from minidl.backends import get_backend
 from minidl.cases.kernels import ConvCase
+from minidl.device import RecordedStep
 
 LEARNING_RATE = 1e-4  # small: the same batch comes hundreds of times
 
 
 class Minidl:
     """minidl with one of its backends."""
-
-    modes = ("",)
 
     def __init__(self, backend: str, threads: int) -> None:
         if backend != "minidl":
@@ -41,8 +40,9 @@ class Minidl:
         self.describe = f"{get_backend().name}: {get_backend().describe()}"
 
     def modes_of(self, row: Layer | Workload) -> tuple[str, ...]:
-        """Only one."""
-        return ("",)
+        """As it comes and, for steps of dense layers by the C++ kernels, recorded: what torch.compile is to PyTorch."""
+        recorded = isinstance(row, Workload) and row.dense and row.training and get_backend().name == "cpp"
+        return ("", "recorded") if recorded else ("",)
 
     def ceiling(self) -> list[Callable[[], Any]]:
         """A product of matrices by the kernels: some BLAS do not know what a processor can."""
@@ -80,11 +80,24 @@ class Minidl:
             optimizer.step()
             return loss.item()
 
+        if mode == "recorded":
+            batch = (data,) if target is data else (data, target)
+            recorded = RecordedStep(
+                model, lambda model, batch: loss_of(model(Tensor(batch[0])), batch[-1]), [*model.parameters()]
+            )
+
+        def repeat() -> Any:
+            optimizer.zero_grad()
+            loss = recorded(batch)
+            optimizer.step()
+            return loss
+
         def infer() -> Any:
             with no_grad():
                 return model(Tensor(data)).data
 
-        return step if workload.training else infer, [m for m in model.modules() if hasattr(m, "p")]
+        run = infer if not workload.training else repeat if mode == "recorded" else step
+        return run, [m for m in model.modules() if hasattr(m, "p")]
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:

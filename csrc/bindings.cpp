@@ -10,8 +10,12 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <limits>
+#include <map>
+#include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -121,6 +125,108 @@ Conv check_conv(const Shape& x, const Shape& w, Pair stride, Pair padding, Pair 
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_ | py::array::forcecast>;
 
+// --- recorded steps -----------------------------------------------------------------------------------------------
+//
+// While a recording goes on, a kernel is run and also kept with its arguments, to be repeated on the same memory without
+// Python. It may read nothing but what is known: the batch, the arrays that were declared, and what recorded kernels have
+// written. All but the batch is kept alive, so that nothing else can come to lie there. Numbers from elsewhere (array code,
+// kernels that are not kept) would not be computed again: they are refused.
+class Recording {
+public:
+    Recording(const std::vector<py::array>& batch, const std::vector<py::array>& reads) : like(batch), now(batch.size()) {
+        for (const py::array& a : batch) know(a.data(), a.nbytes());
+        for (const py::array& a : reads)
+            if (a.flags() & py::array::c_style) keep(a, a.data(), a.nbytes());
+    }
+
+    void keep(py::object owner, const void* data, size_t bytes) {
+        know(data, bytes);
+        owners.push_back(std::move(owner));
+    }
+
+    void check_known(const py::array& a) const {
+        const char* start = static_cast<const char*>(a.data());
+        const auto after = known.upper_bound(start);
+        if (a.size() && (after == known.begin() || start + a.nbytes() > std::prev(after)->second))
+            refuse("an array of shape " + text(shape_of(a)) + " comes neither from the batch, the model nor such a layer");
+    }
+
+    [[noreturn]] static void refuse(const std::string& why) {
+        throw std::runtime_error("this step cannot be recorded: " + why + "; on a processor these are dense layers (ReLU or "
+                                 "tanh in the same op) and mse_loss. Train without record");
+    }
+
+    // f(pointers to the first elements of `reads`); a null array has a null pointer.
+    template <class T, size_t N, class F>
+    void add(const py::array* const (&reads)[N], F f) {
+        std::array<Source, N> sources;
+        for (size_t k = 0; k < N; ++k)
+            if (reads[k]) sources[k] = source(*reads[k]);
+        calls.emplace_back([=] {
+            const T* from[N];
+            for (size_t k = 0; k < N; ++k) from[k] = reinterpret_cast<const T*>(*sources[k].base + sources[k].offset);
+            f(from);
+        });
+    }
+
+    void repeat(const py::args& batch) {
+        if (batch.size() != like.size()) throw py::value_error("the step was recorded with another number of arrays");
+        std::vector<py::array> ready; // themselves, or contiguous copies
+        for (size_t k = 0; k < like.size(); ++k) {
+            ready.push_back(py::array::ensure(batch[k], py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_));
+            expect("an array of the batch", shape_of(ready[k]), shape_of(like[k]));
+            if (!ready[k].dtype().equal(like[k].dtype())) throw py::type_error("the step was recorded with another dtype");
+            now[k] = reinterpret_cast<std::uintptr_t>(ready[k].data());
+        }
+        py::gil_scoped_release release;
+        for (const auto& call : calls) call();
+    }
+
+private:
+    struct Source { // an address, from a base that may move
+        const std::uintptr_t* base = &fixed;
+        std::uintptr_t offset = 0;
+    };
+    static constexpr std::uintptr_t fixed = 0;
+
+    Source source(const py::array& a) const {
+        check_known(a);
+        const auto at = reinterpret_cast<std::uintptr_t>(a.data());
+        for (size_t k = 0; k < like.size(); ++k) {
+            const auto start = reinterpret_cast<std::uintptr_t>(like[k].data());
+            if (at >= start && at < start + like[k].nbytes()) return {&now[k], at - start};
+        }
+        return {&fixed, at};
+    }
+
+    void know(const void* data, size_t bytes) {
+        const char*& end = known[static_cast<const char*>(data)];
+        end = std::max(end, static_cast<const char*>(data) + bytes);
+    }
+
+    std::vector<py::array> like;     // the batch that was recorded
+    std::vector<std::uintptr_t> now; // where each array of the batch lies
+    std::vector<std::function<void()>> calls;
+    std::map<const char*, const char*> known; // the memory from here to there
+    std::vector<py::object> owners;
+};
+
+thread_local Recording* recording = nullptr; // of the step that this thread records
+
+// Run f, which gives the step's results, and keep its kernels -> what repeats them for another batch.
+std::unique_ptr<Recording> record_(const py::function& f, const std::vector<py::array>& batch,
+                                   const std::vector<py::array>& reads) {
+    if (recording) Recording::refuse("another recording goes on");
+    auto made = std::make_unique<Recording>(batch, reads);
+    struct Scope {
+        explicit Scope(Recording* r) { recording = r; }
+        ~Scope() { recording = nullptr; }
+    } scope(made.get());
+    for (const py::handle result : f())
+        if (!result.is_none()) made->check_known(result.cast<py::array>());
+    return made;
+}
+
 // --- arrays -------------------------------------------------------------------------------------------------------
 
 // A new array in memory of the pool, to which it returns when Python forgets it. Strides in elements, C order by default.
@@ -134,7 +240,9 @@ py::array pooled(const Shape& shape, Shape strides = {}) {
     }
     for (py::ssize_t& stride : strides) stride *= sizeof(T);
     T* data = static_cast<T*>(acquire(count * sizeof(T)));
-    return py::array(py::dtype::of<T>(), shape, strides, data, py::capsule(data, release));
+    const py::capsule memory(data, release);
+    if (recording) recording->keep(memory, data, count * sizeof(T));
+    return py::array(py::dtype::of<T>(), shape, strides, data, memory);
 }
 
 // A new (N, C, H, W) array with the channels innermost in memory.
@@ -146,6 +254,24 @@ struct ImagesOut {
         : array(pooled<T>({n, c, h, w}, {h * w * c, 1, w * c, c})),
           view{static_cast<T*>(array.mutable_data()), n, c, h, w, c} {}
 };
+
+// The GIL is back before the caller returns its array: returning may touch a reference count.
+template <class F>
+void without_gil(F f) {
+    if (recording) Recording::refuse("it needs another kernel than those that are kept");
+    py::gil_scoped_release release;
+    f();
+}
+
+// The same for a kernel that can be recorded: f takes pointers to what it reads, and holds its other arguments by value.
+template <class T, size_t N, class F>
+void launch(const py::array* const (&reads)[N], F f) {
+    const T* from[N];
+    for (size_t k = 0; k < N; ++k) from[k] = reads[k] ? static_cast<const T*>(reads[k]->data()) : nullptr;
+    if (recording) recording->add<T>(reads, f);
+    py::gil_scoped_release release;
+    f(from);
+}
 
 // An (N, C, H, W) array as kernels want it: itself where its channels are innermost, else a copy.
 template <class T>
@@ -170,21 +296,11 @@ struct ImagesIn {
                                   source.strides(3) / unit};
         const T* from = static_cast<const T*>(source.data());
         const Kernels<T>& k = current_level().of(T());
-        {
-            py::gil_scoped_release release;
-            k.to_channels_last(threads, from, strides, copy.view);
-        }
+        without_gil([&] { k.to_channels_last(threads, from, strides, copy.view); });
         array = copy.array;
         view = {copy.view.data, n, c, h, w, c};
     }
 };
-
-// The GIL is back before the caller returns its array: returning may touch a reference count.
-template <class F>
-void without_gil(F f) {
-    py::gil_scoped_release release;
-    f();
-}
 
 // Call f with float or double, whichever all the arrays hold.
 template <class F>
@@ -538,16 +654,26 @@ py::array relu_(py::array x, Index threads) {
     });
 }
 
+Activation activation_of(const std::string& name) {
+    if (name.empty()) return Activation::none;
+    if (name != "relu" && name != "tanh") throw py::value_error("activation is 'relu', 'tanh' or '', not '" + name + "'");
+    return name == "relu" ? Activation::relu : Activation::tanh;
+}
+
 py::array activation_grad_(py::array g, py::array y, const std::string& activation, Index threads) {
     expect("g", shape_of(g), shape_of(y));
-    if (activation != "relu" && activation != "tanh") throw py::value_error("there is no activation '" + activation + "'");
+    const Activation which = activation_of(activation);
+    if (which == Activation::none) throw py::value_error("activation_grad needs an activation");
     threads = check_threads(threads);
     return dispatch({{"g", g}, {"y", y}}, [&](auto zero) -> py::array {
         using T = decltype(zero);
         const Elements<T> e({g, y}, threads);
-        const Level level = current_level();
-        const Activation which = activation == "relu" ? Activation::relu : Activation::tanh;
-        without_gil([&] { level.of(T()).activation_grad(threads, which, e.in[0], e.in[1], e.out); });
+        const auto kernel = current_level().of(T()).activation_grad;
+        const Image<const T> gs = e.in[0], ys = e.in[1];
+        const Image<T> to = e.out;
+        launch<T>({&e.kept[0], &e.kept[1]}, [=](const T* const* from) {
+            kernel(threads, which, {from[0], gs.n, gs.c, gs.h, gs.w, gs.pitch}, {from[1], ys.n, ys.c, ys.h, ys.w, ys.pitch}, to);
+        });
         return e.result;
     });
 }
@@ -965,18 +1091,20 @@ void check_dense(const char* name, const py::array& a, const py::array& b, int a
     if (other > 1e15) throw py::value_error(std::string(name) + ": too many numbers in the result");
 }
 
-py::object linear_(const py::array& x, const py::array& w, const std::optional<py::array>& b, bool relu, Index threads) {
+py::object linear_(const py::array& x, const py::array& w, const std::optional<py::array>& b, const std::string& activation,
+                   Index threads) {
     check_dense("linear", x, w, 1, 1);
     if (b && (b->ndim() != 1 || b->shape(0) != w.shape(0))) expect("b", shape_of(*b), {w.shape(0)});
+    const Activation which = activation_of(activation);
     threads = check_threads(threads);
     return if_ready({&x, &w, b ? &*b : &w}, [&](auto zero) -> py::object {
         using T = decltype(zero);
         const Dense s{x.shape(0), x.shape(1), w.shape(0)};
         py::array y = pooled<T>({s.n, s.o});
-        const T *px = pointer<T>(x), *pw = pointer<T>(w), *pb = b ? pointer<T>(*b) : nullptr;
         T* to = pointer<T>(y);
-        const Kernels<T>& k = current_level().of(T());
-        without_gil([&] { k.linear(threads, s, px, pw, pb, relu ? Activation::relu : Activation::none, to); });
+        const auto kernel = current_level().of(T()).linear;
+        launch<T>({&x, &w, b ? &*b : nullptr},
+                  [=](const T* const* from) { kernel(threads, s, from[0], from[1], from[2], which, to); });
         return std::move(y);
     });
 }
@@ -988,10 +1116,9 @@ py::object linear_grad_x_(const py::array& g, const py::array& w, Index threads)
         using T = decltype(zero);
         const Dense s{g.shape(0), w.shape(1), g.shape(1)};
         py::array dx = pooled<T>({s.n, s.i});
-        const T *pg = pointer<T>(g), *pw = pointer<T>(w);
         T* to = pointer<T>(dx);
-        const Kernels<T>& k = current_level().of(T());
-        without_gil([&] { k.linear_grad_x(threads, s, pg, pw, to); });
+        const auto kernel = current_level().of(T()).linear_grad_x;
+        launch<T>({&g, &w}, [=](const T* const* from) { kernel(threads, s, from[0], from[1], to); });
         return std::move(dx);
     });
 }
@@ -1003,10 +1130,9 @@ py::object linear_grad_w_(const py::array& g, const py::array& x, Index threads)
         using T = decltype(zero);
         const Dense s{g.shape(0), x.shape(1), g.shape(1)};
         py::array dw = pooled<T>({s.o, s.i}), db = pooled<T>({s.o});
-        const T *pg = pointer<T>(g), *px = pointer<T>(x);
         T *to = pointer<T>(dw), *sums = pointer<T>(db);
-        const Kernels<T>& k = current_level().of(T());
-        without_gil([&] { k.linear_grad_w(threads, s, pg, px, to, sums); });
+        const auto kernel = current_level().of(T()).linear_grad_w;
+        launch<T>({&g, &x}, [=](const T* const* from) { kernel(threads, s, from[0], from[1], to, sums); });
         return py::make_tuple(std::move(dw), std::move(db));
     });
 }
@@ -1021,12 +1147,12 @@ py::object squared_error_(const py::array& x, const py::array& t, double factor,
     threads = check_threads(threads);
     return if_ready({&x, &t}, [&](auto zero) -> py::object {
         using T = decltype(zero);
-        py::array_t<T> sum(Shape{});
-        const T *px = pointer<T>(x), *pt = pointer<T>(t);
-        T* to = sum.mutable_data();
-        const Kernels<T>& k = current_level().of(T());
+        py::array sum = pooled<T>(Shape{});
+        T* to = pointer<T>(sum);
+        const auto kernel = current_level().of(T()).squared_error;
         const Index count = x.size();
-        without_gil([&] { *to = static_cast<T>(factor) * k.squared_error(threads, count, px, pt); });
+        launch<T>({&x, &t},
+                  [=](const T* const* from) { *to = static_cast<T>(factor) * kernel(threads, count, from[0], from[1]); });
         return std::move(sum);
     });
 }
@@ -1037,11 +1163,11 @@ py::object squared_error_grad_(const py::array& x, const py::array& t, double fa
     return if_ready({&x, &t}, [&](auto zero) -> py::object {
         using T = decltype(zero);
         py::array dx = pooled<T>(shape_of(x));
-        const T *px = pointer<T>(x), *pt = pointer<T>(t);
         T* to = pointer<T>(dx);
-        const Kernels<T>& k = current_level().of(T());
+        const auto kernel = current_level().of(T()).squared_error_grad;
         const Index count = x.size();
-        without_gil([&] { k.squared_error_grad(threads, count, static_cast<T>(factor), px, pt, to); });
+        launch<T>({&x, &t},
+                  [=](const T* const* from) { kernel(threads, count, static_cast<T>(factor), from[0], from[1], to); });
         return std::move(dx);
     });
 }
@@ -1141,6 +1267,9 @@ PYBIND11_MODULE(_C, m) {
         return buffer[101];
     }, "An error planted for AddressSanitizer (tests/sanitize.py).");
 #endif
+    py::class_<Recording>(m, "Recording", "Kernels with their arguments; a call with a batch repeats them.")
+        .def("__call__", &Recording::repeat);
+    m.def("record", record_);
     m.def("memory", [] {
         const Account a = buffer_account();
         return py::make_tuple(a.used, a.peak, a.kept);

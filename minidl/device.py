@@ -1,51 +1,65 @@
 """What training asks of the device: a step as one launch, and what to do when memory ran out.
 
-On a GPU a small network's step is mostly the launching of many small kernels. Recorded once (a CUDA graph), all of them
-are one launch.
+A small network's step is mostly the starting of many small kernels: launches on a GPU, Python on a processor. Recorded
+once (a CUDA graph, a list of calls), all of them are started at once.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from .backends import get_backend
 from .nn import Module
 from .tensor import Array, Tensor
 
 
+class _Recording(NamedTuple):
+    weights: list[Array]  # the arrays that were the parameters
+    repeat: Callable[..., None]  # for the arrays of a batch
+    loss: Array  # where the results will be
+    grads: list[Array | None]
+
+
 class RecordedStep:
     """The forward and backward pass of a training step, recorded and then repeated on the same memory.
 
-    Called with a batch it leaves the gradients in `params` and returns the loss, as the plain step does; the first
-    batch of each shape is computed plainly (kernels are compiled, libraries get their memory), the second is recorded.
+    Called with a batch it leaves the gradients in `params` and returns the loss, as the plain step does, to the bit.
+    The first batch of each shape is computed plainly (kernels are compiled, libraries get their memory), at the second
+    the step is recorded; on a processor it is then compared with the plain one. It is recorded anew when a parameter's
+    array has been replaced. A recording keeps the memory of a whole step; the next batch overwrites the gradients.
 
-    Raises RuntimeError where the backend cannot record, or where the loss needs numbers that are not on the GPU.
+    Raises RuntimeError where the backend cannot record, or where the loss is not computed from the batch's and the
+    model's arrays by kernels that can be: on a processor, those of dense layers and of `mse_loss`.
     """
 
     def __init__(self, model: Module, loss_fn: Callable[[Module, Any], Tensor], params: list[Tensor]) -> None:
         self.model, self.loss_fn, self.params = model, loss_fn, params
-        self.steps: dict[Any, Any] = {}  # by the batch's shapes: None after the first, then what to repeat
+        self.read = list({id(p): p for p in (*model.parameters(), *params)}.values())
+        self.steps: dict[Any, Any] = {}  # by the batch's shapes: the first such batch, then its recording
         if get_backend().memory() is None:
-            get_backend().record(lambda: None)  # says why it cannot
+            get_backend().record(list, [], [])  # says why it cannot
 
     def __call__(self, batch: tuple[Array, ...]) -> float:
         """Give the loss of a batch; its gradients are in `params`."""
         arrays = tuple(Tensor(a).data for a in batch)
         kind = tuple((a.shape, a.dtype) for a in arrays)
-        if kind not in self.steps:
-            self.steps[kind] = None
+        step = self.steps.get(kind)
+        if step is None or arrays[0].shape[:1] == (1,):  # the products of a single sample are the BLAS's
+            self.steps[kind] = arrays
             return float(self._plainly(arrays).item())
-        if self.steps[kind] is None:
-            self.steps[kind] = self._recorded(arrays)
-        inputs, repeat, loss, grads = self.steps[kind]
-        for kept, new in zip(inputs, arrays, strict=True):
-            kept[...] = new
-        repeat()
-        for p, g in zip(self.params, grads, strict=True):
+        known = isinstance(step, _Recording)
+        if not known or any(p.data is not w for p, w in zip(self.read, step.weights, strict=True)):
+            step = self.steps[kind] = self._recorded(arrays if known else step)
+        step.repeat(*arrays)
+        if not known and get_backend().memory() is None:
+            self._compare(step, arrays)
+        for p, g in zip(self.params, step.grads, strict=True):
             p.grad = g
-        return float(loss.item())
+        return float(step.loss.item())
 
     def _plainly(self, arrays: tuple[Array, ...]) -> Tensor:
         for p in self.params:
@@ -54,12 +68,28 @@ class RecordedStep:
         loss.backward()
         return loss
 
-    def _recorded(self, arrays: tuple[Array, ...]) -> tuple[Any, ...]:
-        """Record a step on copies of `arrays` -> those, what repeats it, where the loss and the gradients will be."""
-        inputs = tuple(get_backend().xp.array(a) for a in arrays)
-        losses: list[Tensor] = []
-        repeat = get_backend().record(lambda: losses.append(self._plainly(inputs)))
-        return inputs, repeat, losses[0].detach(), [p.grad for p in self.params]
+    def _recorded(self, arrays: tuple[Array, ...]) -> _Recording:
+        """Record a step on copies of `arrays`."""
+        batch = tuple(get_backend().xp.array(a, order="C") for a in arrays)
+        weights = [p.data for p in self.read]
+        results: list[Any] = []
+
+        def run() -> list[Any]:
+            results[:] = self._plainly(batch).data, *(p.grad for p in self.params)
+            return results
+
+        repeat = get_backend().record(run, batch, weights)
+        return _Recording(weights, repeat, results[0], results[1:])
+
+    def _compare(self, step: _Recording, arrays: tuple[Array, ...]) -> None:
+        """RuntimeError unless the plain step gives the same for a batch other than the recorded one."""
+        plain = [self._plainly(arrays).data, *(p.grad for p in self.params)]
+        for one, other in zip([step.loss, *step.grads], plain, strict=True):
+            if not np.array_equal(one, other, equal_nan=one is not None):
+                raise RuntimeError(
+                    "this step cannot be recorded: repeated, it gives another result than computed plainly; the loss "
+                    "must neither look at numbers nor write to arrays. Train without record"
+                )
 
 
 def out_of_memory(error: MemoryError, batch: int) -> MemoryError:

@@ -408,9 +408,9 @@ def op(function: Callable[..., Any]) -> Callable[..., Tensor]:
             value = value.astype(np.float32)  # integers in, real numbers out: float32, as for Python floats
         parents, needed = [], []
         if _recording.get():
-            for k, vjp in enumerate(vjps):
-                if vjp is not None and k < len(inputs) and isinstance(inputs[k], Tensor) and inputs[k].requires_grad:
-                    parents.append(inputs[k])
+            for x, vjp in zip(inputs, vjps, strict=False):  # an input left out has none
+                if vjp is not None and isinstance(x, Tensor) and x.requires_grad:
+                    parents.append(x)
                     needed.append(vjp)
         out = _result(name, value, parents, needed)
         if _anomaly.get():

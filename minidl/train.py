@@ -82,9 +82,11 @@ def fit(
     interrupted. For this, random numbers must come from `minidl.default_rng()`, a module's attribute `rng`, or a
     DataLoader.
 
-    With `record`, on the cupy backend, each step's forward and backward pass is one launch (a CUDA graph), recorded at
-    the second batch of a shape: for small networks, whose time goes into launches. `loss_fn` then gets arrays on the
-    GPU, and must compute with them alone.
+    With `record` each step's forward and backward pass is recorded at the second batch of a shape and then repeated at
+    once, to the same bits: for small networks, whose time goes into starting kernels. `loss_fn` must compute with the
+    batch's arrays alone and look at no number. On the cupy backend it is one launch (a CUDA graph); on the cpp backend
+    a list of calls without Python between them, for networks of dense layers (ReLU and tanh in the same op, as
+    nn.Sequential does) with `mse_loss`.
 
     Raises FloatingPointError when a loss becomes NaN or infinite, ValueError for options that contradict each other or
     a checkpoint that does not fit, RuntimeError where a step cannot be recorded, MemoryError, with the batch that would

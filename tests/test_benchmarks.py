@@ -73,8 +73,9 @@ def test_the_whole_benchmark_runs_without_torch(monkeypatch: pytest.MonkeyPatch,
     results = json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))
     assert [row["pass"] for row in results["rows"]] == [*rows.PASSES, "step"]
     assert all({"minidl", "numpy"} <= set(row["times"]) for row in results["rows"]) and not results["wrong"]
+    assert "minidl, recorded" in results["rows"][-1]["times"]
     text = (tmp_path / "cpu.md").read_text(encoding="utf-8")
-    assert "plain 3x3" in text and "Whole steps" in text
+    assert "plain 3x3" in text and "Whole steps" in text and ", recorded" in text
 
 
 @pytest.mark.parametrize("kernel", ["conv2d", "conv2d_grad_x", "conv2d_grad_w"])
@@ -96,6 +97,15 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch, kernel: st
 def test_losses_that_differ_are_noticed() -> None:
     assert cpu.disagreeing({"minidl": [1.0, 0.9], "torch": [1.0, 0.9]}, training=True) == []
     assert cpu.disagreeing({"minidl": [1.01, 0.9], "torch": [1.0, 0.9]}, training=True) == ["minidl"]
+
+
+def test_the_better_mode_of_both_sides_counts() -> None:
+    names = {"minidl": 3.0, "minidl, recorded": 2.0, "torch": 9.0, "torch, compiled": 8.0, "torch tuned, eager": 6.0}
+    found = report.ratios({name: {"median": t, "min": t, "spread": 0.0} for name, t in names.items()})
+    assert {key: (row["best"], row["ratio"]) for key, row in found.items()} == {
+        "tuned": ("torch tuned, eager", 3.0),
+        "default": ("torch, compiled", 4.0),
+    }
 
 
 def test_check_flags_what_became_slower(

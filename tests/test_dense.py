@@ -54,6 +54,20 @@ def test_linear_is_its_definition(backend: Any, shape: Any, dtype: Any, activati
         close(y, expected, np.abs(x).astype(float) @ np.abs(w.T))
 
 
+@dtypes
+def test_tanh_is_exact_to_the_last_places(backend: Any, dtype: Any) -> None:  # noqa: F811
+    """Of every size, on both sides of where formulas change, denormal, infinite, NaN: at most 3 units beside."""
+    rng, tiny = np.random.default_rng(6), np.finfo(dtype).tiny
+    around = np.concatenate([rng.normal(0, scale, 3000) for scale in (1e-6, 0.3, 1, 3, 30)])
+    special = [0.0, tiny, tiny / 4, 0.625, np.nextafter(0.625, 0), 9.0, 19.06, 20.0, 1e4, np.finfo(dtype).max, np.inf]
+    x = np.concatenate([around, special, np.negative(special), [np.nan]]).astype(dtype)
+    y = backend.linear(x[:, None], np.ones((1, 1), dtype), None, "tanh")[:, 0]
+    exact = np.tanh(x.astype(np.longdouble))
+    assert np.isnan(y[-1]) and np.array_equal(np.isnan(y), np.isnan(x))
+    beside = np.abs(y - exact)[:-1] / np.spacing(np.abs(exact[:-1]).astype(dtype))
+    assert beside.max() <= 3, x[beside.argmax()]
+
+
 @shapes
 @dtypes
 def test_gradients_are_their_definitions(backend: Any, shape: Any, dtype: Any) -> None:  # noqa: F811

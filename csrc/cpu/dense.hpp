@@ -6,9 +6,12 @@
 //   register block   the product of microkernel.hpp, 12 rows x 2 vectors. Both gradients read all matrices as   240
 //                    they lie: g is broadcast, rows of w or x are the vectors. Forward would need columns of w,
 //                    so x, which is smaller or used more often, is transposed, 32 rows at a time; w is broadcast 205
+//   turned where it is used: a block of x goes from its transposition into the product through the L1 cache    220
 // A panel of B, 256 rows of 2 vectors, stays in the L1 cache (32 KB) while the rows of A pass by. A small batch, N = 32,
 // reads w from the L3 cache or memory: 4 I O bytes for 64 I O operations, still 185 to 240. One row alone is a product of
-// matrix and vector, bound by memory: forward leaves it to BLAS, which need not turn anything (cpp_backend.py).
+// matrix and vector, bound by memory: forward leaves it to BLAS, which need not turn anything (cpp_backend.py). Dot
+// products of 4 rows of x by 4 of w, lanes along I, need no transposition but two loads for four operations, most of them
+// across two cache lines: 150.
 #pragma once
 
 namespace minidl {
@@ -17,7 +20,6 @@ namespace MINIDL_LEVEL {
 constexpr Index task_work = 1 << 18;   // products of a task, at least: some 2 µs
 constexpr Index shared_work = 1 << 20; // products of a call whose tasks are shared out: to wake a thread costs some µs
 constexpr Index product_depth = 256;   // rows of a panel of 2 vectors: 32 KB
-constexpr Index turned_at_a_time = 1 << 21; // numbers of x: 8 MB
 
 // How many of `count` units of `work` products each go into one task, `least` to `most`; tasks are of nearly equal size.
 struct Cut {
@@ -27,51 +29,37 @@ struct Cut {
     Index start(Index task) const { return count * task / tasks; }
 };
 
-// Vectors lie along the images, so x is transposed first, (N, I) -> N / panel times (I, panel); w is read as it lies.
-template <class T>
-void linear_rows(int threads, const Dense& s, const T* x, const T* w, const T* bias, Activation activation, T* y) {
-    constexpr Index L = lanes<T>, most = 96, start = 0;
-    const int vectors = s.n > L ? 2 : 1;
-    const Index panel = vectors * L, panels = ceil_div(s.n, panel);
-    const Cut is(ceil_div(s.i, L), 16 * L * panel, 64), os(s.o, s.i * panel, most, 8); // 8 rows share a load of x
-    T* turned = scratch<T>(2, panels * panel * s.i); // of this thread, seen by all
-    parallel(s.n * s.i < task_work / 8 ? 1 : threads, ceil_div(s.n, L) * is.tasks, [&](Index task) {
-        const Index n = task / is.tasks * L, from = is.start(task % is.tasks) * L, to = min(s.i, is.start(task % is.tasks + 1) * L);
-        transpose<T>(x + n * s.i + from, s.i, min(L, s.n - n), to - from,
-                     turned + n / panel * panel * s.i + n % panel + from * panel, panel, L);
-    });
-    parallel(s.n * s.i * s.o < shared_work ? 1 : threads, panels * os.tasks, [&](Index task) {
-        const Index n = task / os.tasks * panel, o = os.start(task % os.tasks), rows = os.start(task % os.tasks + 1) - o;
-        const int used = s.n - n > L ? vectors : 1; // vectors of the last panel that hold images
-        T* sums = scratch<T>(0, most * panel);      // y transposed: (rows, panel)
-        if (!s.i) memset(sums, 0, static_cast<size_t>(rows * panel) * sizeof(T));
-        for (Index k = 0; k < s.i; k += product_depth) {
-            const Product<T> p{w + o * s.i + k, s.i, 1, 1, min(s.i - k, product_depth), &start,
-                               turned + n * s.i + k * panel, panel, sums, panel};
-            k ? product<T, true>(rows, used, p) : product<T, false>(rows, used, p);
-        }
-        V<T> block[L];
-        for (Index j = 0; j < rows; j += L) {
-            const Index columns = min(L, rows - j);
-            const V<T> shift = bias ? load_part(bias + o + j, columns) : V<T>{};
-            for (Index i = n; i < min(s.n, n + panel); i += L) {
-                for (Index r = 0; r < L; ++r) block[r] = r < columns ? load(sums + (j + r) * panel + i - n) : V<T>{};
-                transpose<T>(block);
-                for (Index r = 0; r < min(L, s.n - i); ++r) {
-                    V<T> v = block[r] + shift;
-                    if (activation == Activation::relu) v = relu<T>(v);
-                    store_part(y + (i + r) * s.o + o + j, v, columns);
-                }
-            }
-        }
-    });
-}
-
+// Vectors lie along the images, so x is transposed, 32 KB at a time, which then meet up to 256 rows of w as they lie. Each
+// thread gets as many tasks as any other.
 template <class T>
 void linear(int threads, const Dense& s, const T* x, const T* w, const T* bias, Activation activation, T* y) {
-    const Index step = max<Index>(1, turned_at_a_time / (64 * max<Index>(1, s.i))) * 64;
-    for (Index n = 0; n < s.n; n += step)
-        linear_rows(threads, {min(step, s.n - n), s.i, s.o}, x + n * s.i, w, bias, activation, y + n * s.o);
+    constexpr Index L = lanes<T>, panel = 2 * L, most = 256, start = 0;
+    if (s.n * s.i * s.o < shared_work) threads = 1;
+    const Index panels = ceil_div(s.n, panel), all = max<Index>(1, s.o * panels);
+    const Cut os(s.o, s.i * panel, most, ceil_div(all, threads * ceil_div(all, threads * most)));
+    parallel(threads, panels * os.tasks, [&](Index task) {
+        const Index n = task / os.tasks * panel, images = min(panel, s.n - n);
+        const Index o = os.start(task % os.tasks), rows = os.start(task % os.tasks + 1) - o;
+        const int vectors = images > L ? 2 : 1;
+        T *turned = scratch<T>(1, product_depth * panel), *sums = scratch<T>(0, most * panel); // (k, image), (output, image)
+        if (!s.i) memset(sums, 0, static_cast<size_t>(rows * panel) * sizeof(T));
+        for (Index k = 0; k < s.i; k += product_depth) {
+            const Index length = min(s.i - k, product_depth);
+            transpose<T>(x + n * s.i + k, s.i, images, length, turned, panel, vectors * L);
+            const Product<T> p{w + o * s.i + k, s.i, 1, 1, length, &start, turned, panel, sums, panel};
+            k ? product<T, true>(rows, vectors, p) : product<T, false>(rows, vectors, p);
+        }
+        V<T> block[L];
+        for (Index j = 0; j < rows; j += L)
+            for (Index i = 0; i < images; i += L) {
+                const Index columns = min(L, rows - j);
+                for (Index r = 0; r < columns; ++r)
+                    block[r] = activate<T>(load(sums + (j + r) * panel + i) + (bias ? bias[o + j + r] : T(0)), activation);
+                for (Index r = columns; r < L; ++r) block[r] = V<T>{};
+                transpose<T>(block);
+                for (Index r = 0; r < min(L, images - i); ++r) store_part(y + (n + i + r) * s.o + o + j, block[r], columns);
+            }
+    });
 }
 
 // C (rows, columns) = A B for columns first ... last - 1, in panels of 2 vectors. A(r, k) = a[r * ar + k * ak], B (depth, ld)

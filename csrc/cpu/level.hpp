@@ -19,6 +19,8 @@
 
 #include "layout.hpp"
 
+#include "functions.hpp"
+
 #include "dense.hpp"
 #include "direct.hpp"
 #include "optim.hpp"

@@ -7,62 +7,11 @@
 //                                                                          backward reads 4 and writes 4
 //   turned      the block is turned in the first cache so that positions lie side by side: vectors are full for 2 classes as
 //               for 1000, and no sum runs across a vector
-//   polynomials exp and log by vectors (Cephes' expf and logf)
+//   polynomials exp and log by vectors (functions.hpp)
 #pragma once
 
 namespace minidl {
 namespace MINIDL_LEVEL {
-
-MINIDL_INLINE double exponential(double x) { return exp(x); }
-MINIDL_INLINE double logarithm(double x) { return log(x); }
-MINIDL_INLINE float exponential(float x) { return expf(x); }
-MINIDL_INLINE float logarithm(float x) { return logf(x); }
-
-// exp(x) for x up to 1; below -87, where it is no longer a normal number, 0.
-template <class T>
-MINIDL_INLINE V<T> exponentials(V<T> x) {
-#if defined(__GNUC__)
-    if constexpr (sizeof(T) == 4) { // 2^n · exp(r) with |r| < 0.35; after adding 1.5 · 2^23 the last bits are n
-        typedef int Bits __attribute__((vector_size(MINIDL_BYTES)));
-        const V<float> shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
-        const V<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-        V<float> y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-        y = y * r + 8.3334519073e-3f;
-        y = y * r + 4.1665795894e-2f;
-        y = y * r + 1.6666665459e-1f;
-        y = y * r + 5.0000001201e-1f;
-        y = y * (r * r) + r + 1.f;
-        const V<float> scale = reinterpret_cast<V<float>>((reinterpret_cast<Bits>(shifted) + 127) << 23);
-        return where_greater<float>(broadcast<float>(-87.3f), x, V<float>{}, y * scale);
-    }
-#endif
-    for (int i = 0; i < lanes<T>; ++i) x[i] = exponential(x[i]);
-    return x;
-}
-
-// log(x) for 1 <= x < ∞ and NaN.
-template <class T>
-MINIDL_INLINE V<T> logarithms(V<T> x) {
-#if defined(__GNUC__)
-    if constexpr (sizeof(T) == 4) { // x = 2^e · (1 + f) with √½ <= 1 + f < √2
-        typedef int Bits __attribute__((vector_size(MINIDL_BYTES)));
-        const Bits bits = reinterpret_cast<Bits>(x), e = (bits - 0x3f3504f3) >> 23;
-        const V<float> f = reinterpret_cast<V<float>>(bits - (e << 23)) - 1.f, n = __builtin_convertvector(e, V<float>);
-        V<float> y = f * 7.0376836292e-2f - 1.1514610310e-1f;
-        y = y * f + 1.1676998740e-1f;
-        y = y * f - 1.2420140846e-1f;
-        y = y * f + 1.4249322787e-1f;
-        y = y * f - 1.6668057665e-1f;
-        y = y * f + 2.0000714765e-1f;
-        y = y * f - 2.4999993993e-1f;
-        y = y * f + 3.3333331174e-1f;
-        y = y * f * (f * f) - n * 2.12194440e-4f - f * f * 0.5f;
-        return f + y + n * 0.693359375f + (x - x); // NaN stays NaN
-    }
-#endif
-    for (int i = 0; i < lanes<T>; ++i) x[i] = logarithm(x[i]);
-    return x;
-}
 
 // f(first position, their number, z, room) for blocks of positions: the logit of class j at position first + i is
 // z[j * room + i], 0 beyond their number. Gives whether f was true of all.

@@ -6,7 +6,7 @@ without a copy; arrays of another layout are converted once (csrc/bindings.cpp).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -40,6 +40,10 @@ class CppBackend(NumpyBackend):
     def explain_conv(self, x_shape: Shape, w_shape: Shape, **options: Any) -> str:
         """Ask csrc/cpu/plan.hpp."""
         return _C.explain_conv(x_shape, w_shape, *options.values())
+
+    def record(self, run: Callable[[], list[Any]], batch: Sequence[Array], reads: list[Array]) -> Callable[..., None]:
+        """As NumpyBackend.record: of the kernels, those of dense layers and the squared error."""
+        return _C.record(run, batch, reads)
 
     def conv2d(
         self,
@@ -245,10 +249,10 @@ class CppBackend(NumpyBackend):
 
     def linear(self, x: Array, w: Array, b: Array | None, activation: str = "") -> Array:
         """As NumpyBackend.linear."""
-        y = _C.linear(x, w, b, activation == "relu", self.threads) if len(x) > 1 else None
+        y = _C.linear(x, w, b, activation, self.threads) if len(x) > 1 else None
         if y is None:  # also one row alone: matrix times vector, bound by memory, BLAS does in a quarter of the time
             return super().linear(x, w, b, activation)
-        return y if activation == "relu" else self.activate(y, activation)
+        return y
 
     def linear_grad_x(self, g: Array, w: Array) -> Array:
         """As NumpyBackend.linear_grad_x."""

@@ -9,7 +9,7 @@ Images are (N, C, H, W) in C order; arrays of another layout are copied once. No
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ class CupyBackend(NumpyBackend):
 
     # A training step as one launch, and memory.
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+    def record(self, run: Callable[[], list[Any]], batch: Sequence[Array], reads: list[Array]) -> Callable[..., None]:
         """As NumpyBackend.record: a CUDA graph, whose memory stays its own."""
         pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
         refills = self._refills = []
@@ -232,7 +232,9 @@ class CupyBackend(NumpyBackend):
         finally:
             self.recording, self.xp = False, cupy
 
-        def repeat(pool: Any = pool) -> None:
+        def repeat(*arrays: Array, pool: Any = pool) -> None:
+            for kept, new in zip(batch, arrays, strict=True):
+                kept[...] = new
             for refill in refills:
                 refill()
             graph.launch()

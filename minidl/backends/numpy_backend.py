@@ -171,12 +171,13 @@ class NumpyBackend:
 
     # What a GPU does in its own way.
 
-    def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Record what run() launches, without doing it -> a function that does it all, each time on the same arrays.
+    def record(self, run: Callable[[], list[Any]], batch: Sequence[Array], reads: list[Array]) -> Callable[..., None]:
+        """Record the kernels that run() starts -> a function of other arrays for `batch`, which starts them all again.
 
-        RuntimeError where nothing can be recorded: here there are no launches to save.
+        run gives its results, which stay where they are; `reads` is what else may change in between. On a GPU run's
+        kernels are only recorded. RuntimeError where nothing can be: here are no launches to save.
         """
-        raise RuntimeError(f"steps are recorded on a GPU by the backend 'cupy', the active one is {self.name!r}")
+        raise RuntimeError(f"steps are recorded by the backends 'cpp' and 'cupy', the active one is {self.name!r}")
 
     def random_mask(self, rng: np.random.Generator, shape: Shape, p: float) -> Array:
         """Draw an array of bool, each False with probability p."""
