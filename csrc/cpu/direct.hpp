@@ -75,6 +75,30 @@ struct Panels {
     const T* of(Index g, Index p) const { return data.data + (g * vectors + first(p)) * lanes<T> * (depth + 1); }
 };
 
+// The same for so few outputs that they are dot products: of each group its biases as they go with a vector of outputs, then
+// the weights as dots wants them, which are the rows of its only panel as columns.
+template <class T>
+struct Turned {
+    Index size; // of a group
+    Buffer<T> data;
+
+    Turned(Index groups, Index outputs, Index runs, Index length, const Panels<T>& panels)
+        : size((1 + runs * ceil_div(length, lanes<T>) * outputs) * lanes<T>), data(groups * size) {
+        memset(data.data, 0, static_cast<size_t>(groups * size) * sizeof(T));
+        for (Index g = 0; g < groups; ++g) {
+            const T* from = panels.of(g, 0);
+            T* to = data.data + g * size;
+            for (Index i = 0; i < lanes<T>; ++i) to[i] = from[i % outputs];
+            for (Index t = 0; t < runs; ++t)
+                for (Index k = 0; k < length; k += lanes<T>)
+                    for (Index o = 0; o < outputs; ++o) {
+                        to += lanes<T>;
+                        for (Index i = 0; i < min(length - k, Index(lanes<T>)); ++i) to[i] = from[(1 + t * length + k + i) * lanes<T> + o];
+                    }
+        }
+    }
+};
+
 template <class T>
 bool all_finite(const T* x, Index n) {
     V<T> sum{}; // 0 * x is NaN for infinities and NaN, and stays so
@@ -132,6 +156,8 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
             const Index m = p / s.columns / strips.rows, i = p / s.columns % strips.rows, j = p % s.columns;
             to.data[p] = m * target.image + i * target.row + j * target.column;
         }
+    const bool few = outputs <= few_columns<T> && strips.length >= lanes<T>;
+    const Turned<T> turned(few ? groups : 0, outputs, strips.runs, strips.length, panels);
     const Index together = x_group == 0 ? groups : 1; // groups of one task: they read the same
     const Index splits = min(max(ceil_div(16, strips.count * groups / together), Index(1)), panels.count);
     const bool large = x.n * x.h * x.w * x.pitch * Index(sizeof(T)) >= stream_bytes; // larger than the caches
@@ -153,6 +179,14 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
             product_.a_row = strips.position;
             product_.c_row = dense ? nullptr : to.data;
             product_.start = panels.of(g, p);
+            if (few) {
+                product_.runs = strips.runs, product_.length = strips.length;
+                product_.start = turned.data.data + g * turned.size, product_.b = product_.start + lanes<T>;
+                product_.relu = target.relu;
+                product_.ahead = large ? fetch_ahead / Index(sizeof(T)) : 0;
+                dots(outputs, part.pixels, product_);
+                continue;
+            }
             product_.tail = j + ld > outputs ? outputs - j - ld + lanes<T> : 0;
             const auto multiply = [&](Index t, Index runs, Index from, Index length) {
                 product_.a = a + from;
