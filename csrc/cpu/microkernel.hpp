@@ -35,6 +35,17 @@ constexpr int max_vectors = 2;
 constexpr int max_rows[] = {0, 8, 6, 0, 0};
 #endif
 
+// Memory that will be needed soon. Each run of a product asks for a little of it, so that it comes while there is other work:
+// some 20 cache lines can be on their way, whoever asks for more at a time waits for them.
+template <class T>
+struct Soon {
+    const T *at[2] = {}, *end[2] = {}; // two stretches
+    MINIDL_INLINE void ask() {
+        for (int i = 0; i < 2; ++i)
+            for (int line = 0; line < 4 && at[i] < end[i]; ++line, at[i] += 64 / sizeof(T)) prefetch(at[i]);
+    }
+};
+
 template <class T>
 struct Product {
     const T* a;
@@ -51,6 +62,7 @@ struct Product {
     Index tail = 0;               // lanes of C's last vector that exist; 0: all
     bool relu = false;            // C = max(C, 0) at the end
     Index ahead = 0;              // so far ahead of a block, A is asked for from memory; 0: not at all
+    Soon<T>* soon = nullptr;      // for later products; may be null
     bool stream = false;          // C is written past the caches; its vectors are aligned
 };
 
@@ -63,8 +75,10 @@ void product_block(const Product<T>& p, bool add, Index first, Index ar) {
     const T* base[pointers];
     for (int i = 0; i < pointers; ++i) base[i] = p.a + (p.a_row ? p.a_row[first + i * each] : (first + i * each) * p.ar);
     V<T> sum[ROWS][VECS];
+    MINIDL_UNROLL
     for (int v = 0; v < VECS; ++v) {
         const V<T> from = p.start && !add ? load(p.start + v * lanes<T>) : V<T>{};
+        MINIDL_UNROLL
         for (int r = 0; r < ROWS; ++r) sum[r][v] = from;
     }
     const T* b = p.b;
@@ -73,6 +87,7 @@ void product_block(const Product<T>& p, bool add, Index first, Index ar) {
     do {
         const T* a[pointers];
         for (int i = 0; i < pointers; ++i) a[i] = base[i] + p.offset[t];
+        if (p.soon) p.soon->ask();
         if (EVEN && p.ahead)
             for (Index i = 0; i < ROWS * ar; i += 64 / static_cast<Index>(sizeof(T))) prefetch(a[0] + p.ahead + i);
         Index k = p.length;
