@@ -174,6 +174,7 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
         if (strips.copied && later > number && later < strips.count) strips.seen(strips.strip(later), soon.at[0], soon.end[0]);
         const T* a = strips.fetch(part, share * x_group, 0);
         const Index first = panels.count * split / splits, each = panels.count * (split + 1) / splits - first;
+        soon.spread(each * together * asks(part.pixels, panels.width(first), strips.runs));
         for (Index i = 0; i < each * together; ++i) {
             const Index g = share * together + i / each, p = first + i % each;
             T* c = target.data + g * target.group + part.image * target.image + part.row * target.row;
@@ -393,11 +394,15 @@ void direct_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> 
     const Index most_shares = splits > 1 ? max(Index(2), ceil_div(32, s.groups * splits)) : 4 * size > sums_bytes ? 16 : 32;
     const Index shares = min(strips.count, most_shares);
 
-    Buffer<Index> tables(depth + strips.images * strips.rows);
+    const bool adjacent = strips.length >= 8; // long runs of a window: their rows of A lie one behind the other
+    Index run = min(s.ow, Index(32)); // outputs of a run, which all are equally long
+    while (s.ow % run) --run;
+    if (run < 8) run = s.ow;
+    Buffer<Index> tables(depth + strips.pixels / run);
     Index *element = tables.data, *row = tables.data + depth;
     for (Index t = 0; t < strips.runs; ++t)
         for (Index k = 0; k < strips.length; ++k) element[t * strips.length + k] = strips.offset[t] + k;
-    for (Index i = 0; i < strips.images * strips.rows; ++i) row[i] = strips.position[i * s.ow];
+    for (Index i = 0; i < strips.pixels / run; ++i) row[i] = strips.position[i * run];
     Buffer<T> partial(shares * s.groups * weights);
     const T* g_end = g.data + (s.n * s.oh * s.ow - 1) * g.pitch + s.o;
 
@@ -416,6 +421,7 @@ void direct_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> 
                 strips.seen(next, soon.at[0], soon.end[0]);
                 soon.at[1] = g.data + (next.image * s.oh + next.row) * s.ow * g.pitch;
                 soon.end[1] = soon.at[1] + next.pixels * g.pitch;
+                soon.spread((p1 - p0) * asks(depth, vectors / panels, part.pixels / run));
             }
             const T* a = strips.fetch(part, group * inputs, 0);
             const T* b = g.data + (part.image * s.oh + part.row) * s.ow * g.pitch + group * outputs;
@@ -433,19 +439,17 @@ void direct_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> 
                 const Index v = vectors * p / panels, width = vectors * (p + 1) / panels - v;
                 const Index most = max(panel_bytes / (width * MINIDL_BYTES), Index(1));
                 Product<T> product_{a, 0, strips.step, 1, 0, row, b, pitch, sums + v * lanes<T>, ld};
-                const bool adjacent = strips.length >= 8; // long runs: their rows of A lie one behind the other
                 product_.soon = &soon;
                 if (adjacent) product_.ar = 1;
                 else product_.a_row = element;
-                const Index lines = part.images * part.rows;
-                const Index some = max(most / s.ow, Index(1)), pieces = ceil_div(s.ow, most);
-                for (Index i = 0; i < lines; i += some)
+                const Index runs = part.pixels / run, some = max(most / run, Index(1)), pieces = ceil_div(run, most);
+                for (Index i = 0; i < runs; i += some)
                     for (Index q = 0; q < pieces; ++q) {
-                        const Index j = s.ow * q / pieces;
+                        const Index j = run * q / pieces;
                         product_.offset = row + i;
-                        product_.runs = min(some, lines - i);
-                        product_.length = s.ow * (q + 1) / pieces - j;
-                        product_.b = b + (i * s.ow + j) * pitch + v * lanes<T>;
+                        product_.runs = min(some, runs - i);
+                        product_.length = run * (q + 1) / pieces - j;
+                        product_.b = b + (i * run + j) * pitch + v * lanes<T>;
                         for (Index t = 0; t < (adjacent ? strips.runs : 1); ++t) {
                             product_.a = a + j * strips.step + (adjacent ? strips.offset[t] : 0);
                             product_.c = sums + t * strips.length * ld + v * lanes<T>;

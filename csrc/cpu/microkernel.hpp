@@ -17,6 +17,7 @@
 //   rows at equal distances share   all in registers             a pointer for 3 rows: no address is loaded in the loop
 //   dot products    1 to 4 columns, lanes along the depth: of 16 lanes along 2 columns 14 would hold nothing. 16 -> 2
 //                   channels, 1 x 1, 4 images of 512²: 5.9 -> 2.5 ms; 16 -> 1, 3 x 3: 26 -> 6 ms (Winograd's: 13)
+//   what comes next asked for, some lines with each run    4 images of 512², 2 x 2, stride 2, gradient in w: 13.4 -> 7.0 ms
 //   the next rows asked for         large images                 16 -> 2 channels, 1 x 1: 7.1 -> 4.4 ms, 16 -> 32, 2 x 2:
 //                                                                10.6 -> 6.1 ms (4 images of 512², one core)
 // AlexNet's first layer (96 outputs, 363 terms) runs at 245 GFLOP/s a core of Zen 5, whose peak is some 256. 24 sums fill the
@@ -35,14 +36,18 @@ constexpr int max_vectors = 2;
 constexpr int max_rows[] = {0, 8, 6, 0, 0};
 #endif
 
-// Memory that will be needed soon. Each run of a product asks for a little of it, so that it comes while there is other work:
-// some 20 cache lines can be on their way, whoever asks for more at a time waits for them.
+// Memory that will be needed soon: two stretches. Each run of a product asks for a little of it, which comes while there is
+// other work: some 20 cache lines can be on their way, whoever asks for more at a time waits for them.
 template <class T>
 struct Soon {
-    const T *at[2] = {}, *end[2] = {}; // two stretches
+    const T *at[2] = {}, *end[2] = {};
+    Index lines = 0; // at a time
+
+    // All of it shall come in so many times.
+    void spread(Index times) { lines = ceil_div((end[0] - at[0] + end[1] - at[1]) * Index(sizeof(T)), 64 * times); }
     MINIDL_INLINE void ask() {
-        for (int i = 0; i < 2; ++i)
-            for (int line = 0; line < 4 && at[i] < end[i]; ++line, at[i] += 64 / sizeof(T)) prefetch(at[i]);
+        for (Index i = 0, line = 0; i < 2; ++i)
+            for (; line < lines && at[i] < end[i]; ++line, at[i] += 64 / sizeof(T)) prefetch(at[i]);
     }
 };
 
@@ -158,6 +163,9 @@ void product_panel(Index rows, const Product<T>& p, bool add) {
         r = next;
     }
 }
+
+// How often a product of one panel asks for memory.
+inline Index asks(Index rows, Index vectors, Index runs) { return ceil_div(rows, max_rows[vectors]) * runs; }
 
 // One panel of B, `vectors` (1 to max_vectors) vectors wide; ADD to what C holds, or overwrite it.
 template <class T, bool ADD>
