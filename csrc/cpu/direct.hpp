@@ -3,11 +3,10 @@
 // The ladder (float32, one core of Zen 5, ms; 4 images of 512² unless told):
 //   strips of images in the L2 cache, the register-blocked product: what the multiplications are the bound of, runs at
 //     nearly the processor's peak: AlexNet's first layer, 64 images of 128²: forward 19.2, gradient in w 21.9
-//   the next strip is asked for while this one is computed, a few cache lines with each run: 18.4, 19.4
+//   the next strip of a large image is asked for while this one is computed, a few cache lines with each run: 18.4, 19.4;
+//     16 -> 32, 2 x 2, stride 2: 10.6 -> 5.4
 //   outputs of 8 MB and more are written past the caches: they are not read to be overwritten. 1 -> 16 channels, 3 x 3:
 //     forward 2.9, of which writing 67 MB takes most
-//   large images are asked for 4 KB before they are needed: 16 -> 2 channels, 1 x 1: 7.1 -> 4.4; 16 -> 32, 2 x 2, stride 2:
-//     10.6 -> 6.1
 //   phases of a strided gradient in x as channels: AlexNet's first layer, 3 channels in 4 phases: 34, a quarter of the operations;
 //     of 16 images of 227², where the last phases leave the image: 58 -> 19.5 (two cores)
 #pragma once
@@ -19,7 +18,6 @@ constexpr Index panel_bytes = 96 << 10;  // of B at a time: stays in the cache w
 constexpr Index strip_bytes = 256 << 10; // of images at a time: stays in the L2 cache
 constexpr Index sums_bytes = 256 << 10;  // of a gradient in w that stays in the L2 cache beside a strip
 constexpr Index stream_bytes = 8 << 20;  // of outputs: more are written past the caches
-constexpr Index fetch_ahead = 4 << 10;   // bytes of a large image that are asked for before they are needed
 
 // Weights of any order: weight (o, c, k, l) of a group lies at data[group * ... + o * output + ...]. Outputs may be pairs
 // (o / inner, o % inner).
@@ -170,11 +168,12 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
         const Index share = task / splits % (groups / together), split = task % splits;
         const Index number = task / splits / (groups / together), later = (task + threads) / splits / (groups / together);
         const auto part = strips.strip(number);
-        Soon<T> soon; // the strip that this thread will probably copy next
-        if (strips.copied && later > number && later < strips.count) strips.seen(strips.strip(later), soon.at[0], soon.end[0]);
+        Soon<T> soon; // the strip that this thread will probably take next
+        if ((strips.copied || large) && later > number && later < strips.count) strips.seen(strips.strip(later), soon.at[0], soon.end[0]);
         const T* a = strips.fetch(part, share * x_group, 0);
         const Index first = panels.count * split / splits, each = panels.count * (split + 1) / splits - first;
-        soon.spread(each * together * asks(part.pixels, panels.width(first), strips.runs));
+        const Index rows = few ? lanes<T> / outputs : max_rows[panels.width(first)]; // of a block
+        soon.spread(each * together * ceil_div(part.pixels, rows) * strips.runs);
         for (Index i = 0; i < each * together; ++i) {
             const Index g = share * together + i / each, p = first + i % each;
             T* c = target.data + g * target.group + part.image * target.image + part.row * target.row;
@@ -185,12 +184,11 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
             product_.a_row = strips.position;
             product_.c_row = dense ? nullptr : to.data;
             product_.start = panels.of(g, p);
-            product_.soon = strips.copied ? &soon : nullptr;
+            product_.soon = soon.lines ? &soon : nullptr;
             if (few) {
                 product_.runs = strips.runs, product_.length = strips.length;
                 product_.start = turned.data.data + g * turned.size, product_.b = product_.start + lanes<T>;
                 product_.relu = target.relu;
-                product_.ahead = large ? fetch_ahead / Index(sizeof(T)) : 0;
                 dots(outputs, part.pixels, product_);
                 continue;
             }
@@ -203,7 +201,6 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
                 const bool last = t + runs == strips.runs && from + length == strips.length;
                 product_.relu = target.relu && last;
                 product_.stream = streams && last;
-                product_.ahead = large && p == first ? fetch_ahead / Index(sizeof(T)) : 0;
                 if (t == 0 && from == 0) product<T, false>(part.pixels, vectors, product_);
                 else product<T, true>(part.pixels, vectors, product_);
                 product_.b += runs * length * ld;
@@ -421,7 +418,7 @@ void direct_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> 
                 strips.seen(next, soon.at[0], soon.end[0]);
                 soon.at[1] = g.data + (next.image * s.oh + next.row) * s.ow * g.pitch;
                 soon.end[1] = soon.at[1] + next.pixels * g.pitch;
-                soon.spread((p1 - p0) * asks(depth, vectors / panels, part.pixels / run));
+                soon.spread((p1 - p0) * ceil_div(depth, Index(max_rows[vectors / panels])) * (part.pixels / run));
             }
             const T* a = strips.fetch(part, group * inputs, 0);
             const T* b = g.data + (part.image * s.oh + part.row) * s.ow * g.pitch + group * outputs;

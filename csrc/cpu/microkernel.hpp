@@ -18,8 +18,7 @@
 //   dot products    1 to 4 columns, lanes along the depth: of 16 lanes along 2 columns 14 would hold nothing. 16 -> 2
 //                   channels, 1 x 1, 4 images of 512²: 5.9 -> 2.5 ms; 16 -> 1, 3 x 3: 26 -> 6 ms (Winograd's: 13)
 //   what comes next asked for, some lines with each run    4 images of 512², 2 x 2, stride 2, gradient in w: 13.4 -> 7.0 ms
-//   the next rows asked for         large images                 16 -> 2 channels, 1 x 1: 7.1 -> 4.4 ms, 16 -> 32, 2 x 2:
-//                                                                10.6 -> 6.1 ms (4 images of 512², one core)
+//                                                           16 -> 32, forward: 10.6 -> 5.4 ms
 // AlexNet's first layer (96 outputs, 363 terms) runs at 245 GFLOP/s a core of Zen 5, whose peak is some 256. 24 sums fill the
 // 32 registers of AVX-512 and of NEON, 12 the 16 of AVX2 and SSE2: one step of the loop then holds enough independent
 // operations to hide their latency (4 cycles x 2 units = 8).
@@ -66,7 +65,6 @@ struct Product {
     const T* start = nullptr;     // what the sums of a row start from (a bias), where C is not added to; else 0
     Index tail = 0;               // lanes of C's last vector that exist; 0: all
     bool relu = false;            // C = max(C, 0) at the end
-    Index ahead = 0;              // so far ahead of a block, A is asked for from memory; 0: not at all
     Soon<T>* soon = nullptr;      // for later products; may be null
     bool stream = false;          // C is written past the caches; its vectors are aligned
 };
@@ -93,8 +91,6 @@ void product_block(const Product<T>& p, bool add, Index first, Index ar) {
         const T* a[pointers];
         for (int i = 0; i < pointers; ++i) a[i] = base[i] + p.offset[t];
         if (p.soon) p.soon->ask();
-        if (EVEN && p.ahead)
-            for (Index i = 0; i < ROWS * ar; i += 64 / static_cast<Index>(sizeof(T))) prefetch(a[0] + p.ahead + i);
         Index k = p.length;
         do {
             V<T> row[VECS];
@@ -164,9 +160,6 @@ void product_panel(Index rows, const Product<T>& p, bool add) {
     }
 }
 
-// How often a product of one panel asks for memory.
-inline Index asks(Index rows, Index vectors, Index runs) { return ceil_div(rows, max_rows[vectors]) * runs; }
-
 // One panel of B, `vectors` (1 to max_vectors) vectors wide; ADD to what C holds, or overwrite it.
 template <class T, bool ADD>
 void product(Index rows, int vectors, const Product<T>& p) {
@@ -217,8 +210,7 @@ void dots(Index columns, Index count, const Product<T>& p) {
         const T* b = p.b;
         for (Index t = 0; t < p.runs; ++t) {
             const Index from = p.offset[t], end = from + p.length;
-            if (p.ahead)
-                for (const T* x = a[0] + from; x < a[ROWS - 1] + end; x += 64 / sizeof(T)) prefetch(x + p.ahead);
+            if (p.soon) p.soon->ask();
             const auto multiply = [&](const auto& load_row) {
                 V<T> column[COLUMNS];
                 MINIDL_UNROLL
