@@ -93,7 +93,8 @@ struct Turned {
                 for (Index k = 0; k < length; k += lanes<T>)
                     for (Index o = 0; o < outputs; ++o) {
                         to += lanes<T>;
-                        for (Index i = 0; i < min(length - k, Index(lanes<T>)); ++i) to[i] = from[(1 + t * length + k + i) * lanes<T> + o];
+                        for (Index i = 0; i < min(length - k, Index(lanes<T>)); ++i)
+                            to[i] = from[(1 + t * length + k + i) * lanes<T> + o];
                     }
         }
     }
@@ -169,7 +170,8 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
         const Index number = task / splits / (groups / together), later = (task + threads) / splits / (groups / together);
         const auto part = strips.strip(number);
         Soon<T> soon; // the strip that this thread will probably take next
-        if ((strips.copied || large) && later > number && later < strips.count) strips.seen(strips.strip(later), soon.at[0], soon.end[0]);
+        if ((strips.copied || large) && later > number && later < strips.count)
+            strips.seen(strips.strip(later), soon.at[0], soon.end[0]);
         const T* a = strips.fetch(part, share * x_group, 0);
         const Index first = panels.count * split / splits, each = panels.count * (split + 1) / splits - first;
         const Index rows = few ? lanes<T> / outputs : max_rows[panels.width(first)]; // of a block
