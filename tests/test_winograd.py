@@ -216,6 +216,7 @@ def test_the_plan_says_why() -> None:
         assert "fewer than 8 channels" in why((1, 3, 30, 30), (16, 3, 3, 3))
         assert "hang over" in why((9, 16, 4, 4), (16, 16, 3, 3))
         assert "fewer than 12 tiles" in why((2, 512, 7, 7), (512, 512, 3, 3), padding=1)
+        assert "few outputs" in why((1, 16, 64, 64), (4, 16, 3, 3), padding=1)
         assert "Winograd" in explain_conv((2, 512, 7, 7), (512, 512, 3, 3), padding=1).splitlines()[2]
         set_conv_algorithm("winograd")
         assert why((1, 3, 30, 30), (16, 3, 3, 3)).endswith("asked for")

@@ -2,11 +2,11 @@
 //
 // The ladder (float32, one core of Zen 5, ms; 4 images of 512² unless told):
 //   strips of images in the L2 cache, the register-blocked product: what the multiplications are the bound of, runs at
-//     nearly the processor's peak: AlexNet's first layer, 64 images of 128²: forward 16.4, gradient in w 19.4
+//     nearly the processor's peak: AlexNet's first layer, 64 images of 128²: forward 19.2, gradient in w 21.9
+//   the next strip of a large image is asked for while this one is computed, a few cache lines with each run: 18.4, 19.4;
+//     16 -> 32, 2 x 2, stride 2: 10.6 -> 5.4
 //   outputs of 8 MB and more are written past the caches: they are not read to be overwritten. 1 -> 16 channels, 3 x 3:
 //     forward 2.9, of which writing 67 MB takes most
-//   large images are asked for 4 KB before they are needed: 16 -> 2 channels, 1 x 1: 7.1 -> 4.4; 16 -> 32, 2 x 2, stride 2:
-//     10.6 -> 6.1
 //   phases of a strided gradient in x as channels: AlexNet's first layer, 3 channels in 4 phases: 34, a quarter of the operations;
 //     of 16 images of 227², where the last phases leave the image: 58 -> 19.5 (two cores)
 #pragma once
@@ -16,8 +16,8 @@ namespace MINIDL_LEVEL {
 
 constexpr Index panel_bytes = 96 << 10;  // of B at a time: stays in the cache while all rows of A go by
 constexpr Index strip_bytes = 256 << 10; // of images at a time: stays in the L2 cache
+constexpr Index sums_bytes = 256 << 10;  // of a gradient in w that stays in the L2 cache beside a strip
 constexpr Index stream_bytes = 8 << 20;  // of outputs: more are written past the caches
-constexpr Index fetch_ahead = 4 << 10;   // bytes of a large image that are asked for before they are needed
 
 // Weights of any order: weight (o, c, k, l) of a group lies at data[group * ... + o * output + ...]. Outputs may be pairs
 // (o / inner, o % inner).
@@ -73,6 +73,31 @@ struct Panels {
     Index first(Index p) const { return vectors * p / count; } // vector of panel p
     int width(Index p) const { return static_cast<int>(first(p + 1) - first(p)); }
     const T* of(Index g, Index p) const { return data.data + (g * vectors + first(p)) * lanes<T> * (depth + 1); }
+};
+
+// The same for so few outputs that they are dot products: of each group its biases as they go with a vector of outputs, then
+// the weights as dots wants them, which are the rows of its only panel as columns.
+template <class T>
+struct Turned {
+    Index size; // of a group
+    Buffer<T> data;
+
+    Turned(Index groups, Index outputs, Index runs, Index length, const Panels<T>& panels)
+        : size((1 + runs * ceil_div(length, lanes<T>) * outputs) * lanes<T>), data(groups * size) {
+        memset(data.data, 0, static_cast<size_t>(groups * size) * sizeof(T));
+        for (Index g = 0; g < groups; ++g) {
+            const T* from = panels.of(g, 0);
+            T* to = data.data + g * size;
+            for (Index i = 0; i < lanes<T>; ++i) to[i] = from[i % outputs];
+            for (Index t = 0; t < runs; ++t)
+                for (Index k = 0; k < length; k += lanes<T>)
+                    for (Index o = 0; o < outputs; ++o) {
+                        to += lanes<T>;
+                        for (Index i = 0; i < min(length - k, Index(lanes<T>)); ++i)
+                            to[i] = from[(1 + t * length + k + i) * lanes<T> + o];
+                    }
+        }
+    }
 };
 
 template <class T>
@@ -132,6 +157,8 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
             const Index m = p / s.columns / strips.rows, i = p / s.columns % strips.rows, j = p % s.columns;
             to.data[p] = m * target.image + i * target.row + j * target.column;
         }
+    const bool few = outputs <= few_columns<T> && strips.length >= lanes<T>;
+    const Turned<T> turned(few ? groups : 0, outputs, strips.runs, strips.length, panels);
     const Index together = x_group == 0 ? groups : 1; // groups of one task: they read the same
     const Index splits = min(max(ceil_div(16, strips.count * groups / together), Index(1)), panels.count);
     const bool large = x.n * x.h * x.w * x.pitch * Index(sizeof(T)) >= stream_bytes; // larger than the caches
@@ -140,11 +167,17 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
 
     parallel(threads, strips.count * (groups / together) * splits, [&](Index task) {
         const Index share = task / splits % (groups / together), split = task % splits;
-        const auto part = strips.strip(task / splits / (groups / together));
+        const Index number = task / splits / (groups / together), later = (task + threads) / splits / (groups / together);
+        const auto part = strips.strip(number);
+        Soon<T> soon; // the strip that this thread will probably take next
+        if ((strips.copied || large) && later > number && later < strips.count)
+            strips.seen(strips.strip(later), soon.at[0], soon.end[0]);
         const T* a = strips.fetch(part, share * x_group, 0);
         const Index first = panels.count * split / splits, each = panels.count * (split + 1) / splits - first;
-        for (Index number = 0; number < each * together; ++number) {
-            const Index g = share * together + number / each, p = first + number % each;
+        const Index rows = few ? lanes<T> / outputs : max_rows[panels.width(first)]; // of a block
+        soon.spread(each * together * ceil_div(part.pixels, rows) * strips.runs);
+        for (Index i = 0; i < each * together; ++i) {
+            const Index g = share * together + i / each, p = first + i % each;
             T* c = target.data + g * target.group + part.image * target.image + part.row * target.row;
             const int vectors = panels.width(p);
             const Index ld = vectors * lanes<T>, j = panels.first(p) * lanes<T>;
@@ -153,6 +186,14 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
             product_.a_row = strips.position;
             product_.c_row = dense ? nullptr : to.data;
             product_.start = panels.of(g, p);
+            product_.soon = soon.lines ? &soon : nullptr;
+            if (few) {
+                product_.runs = strips.runs, product_.length = strips.length;
+                product_.start = turned.data.data + g * turned.size, product_.b = product_.start + lanes<T>;
+                product_.relu = target.relu;
+                dots(outputs, part.pixels, product_);
+                continue;
+            }
             product_.tail = j + ld > outputs ? outputs - j - ld + lanes<T> : 0;
             const auto multiply = [&](Index t, Index runs, Index from, Index length) {
                 product_.a = a + from;
@@ -162,7 +203,6 @@ void slide(int threads, const Windows& s, Image<const T> x, Index groups, Index 
                 const bool last = t + runs == strips.runs && from + length == strips.length;
                 product_.relu = target.relu && last;
                 product_.stream = streams && last;
-                product_.ahead = large && p == first ? fetch_ahead / Index(sizeof(T)) : 0;
                 if (t == 0 && from == 0) product<T, false>(part.pixels, vectors, product_);
                 else product<T, true>(part.pixels, vectors, product_);
                 product_.b += runs * length * ld;
@@ -349,14 +389,19 @@ void direct_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> 
     const Strips<T> strips(windows, x, inputs, outputs, strip_bytes);
     const Index vectors = ceil_div(outputs, lanes<T>), panels = ceil_div(vectors, max_vectors), ld = vectors * lanes<T>;
     const Index weights = depth * ld;
-    const Index splits = weights > 32768 ? panels : 1;
-    const Index shares = min(strips.count, max(weights > 32768 ? Index(2) : Index(32), ceil_div(32, s.groups * splits)));
+    const Index size = weights * Index(sizeof(T)), splits = size > sums_bytes ? panels : 1;
+    const Index most_shares = splits > 1 ? max(Index(2), ceil_div(32, s.groups * splits)) : 4 * size > sums_bytes ? 16 : 32;
+    const Index shares = min(strips.count, most_shares);
 
-    Buffer<Index> tables(depth + strips.images * strips.rows);
+    const bool adjacent = strips.length >= 8; // long runs of a window: their rows of A lie one behind the other
+    Index run = min(s.ow, Index(32)); // outputs of a run, which all are equally long
+    while (s.ow % run) --run;
+    if (run < 8) run = s.ow;
+    Buffer<Index> tables(depth + strips.pixels / run);
     Index *element = tables.data, *row = tables.data + depth;
     for (Index t = 0; t < strips.runs; ++t)
         for (Index k = 0; k < strips.length; ++k) element[t * strips.length + k] = strips.offset[t] + k;
-    for (Index i = 0; i < strips.images * strips.rows; ++i) row[i] = strips.position[i * s.ow];
+    for (Index i = 0; i < strips.pixels / run; ++i) row[i] = strips.position[i * run];
     Buffer<T> partial(shares * s.groups * weights);
     const T* g_end = g.data + (s.n * s.oh * s.ow - 1) * g.pitch + s.o;
 
@@ -366,8 +411,17 @@ void direct_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> 
         const Index p0 = panels * split / splits, p1 = panels * (split + 1) / splits;
         const Index j0 = vectors * p0 / panels * lanes<T>, j1 = vectors * p1 / panels * lanes<T>;
         for (Index r = 0; r < depth; ++r) memset(sums + r * ld + j0, 0, static_cast<size_t>(j1 - j0) * sizeof(T));
-        for (Index number = strips.count * share / shares; number < strips.count * (share + 1) / shares; ++number) {
+        const Index end = strips.count * (share + 1) / shares;
+        for (Index number = strips.count * share / shares; number < end; ++number) {
             const auto part = strips.strip(number);
+            Soon<T> soon; // the next strip
+            if (number + 1 < end) {
+                const auto next = strips.strip(number + 1);
+                strips.seen(next, soon.at[0], soon.end[0]);
+                soon.at[1] = g.data + (next.image * s.oh + next.row) * s.ow * g.pitch;
+                soon.end[1] = soon.at[1] + next.pixels * g.pitch;
+                soon.spread((p1 - p0) * ceil_div(depth, Index(max_rows[vectors / panels])) * (part.pixels / run));
+            }
             const T* a = strips.fetch(part, group * inputs, 0);
             const T* b = g.data + (part.image * s.oh + part.row) * s.ow * g.pitch + group * outputs;
             Index pitch = g.pitch;
@@ -384,18 +438,17 @@ void direct_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> 
                 const Index v = vectors * p / panels, width = vectors * (p + 1) / panels - v;
                 const Index most = max(panel_bytes / (width * MINIDL_BYTES), Index(1));
                 Product<T> product_{a, 0, strips.step, 1, 0, row, b, pitch, sums + v * lanes<T>, ld};
-                const bool adjacent = strips.length >= 8; // long runs: their rows of A lie one behind the other
+                product_.soon = &soon;
                 if (adjacent) product_.ar = 1;
                 else product_.a_row = element;
-                const Index lines = part.images * part.rows;
-                const Index some = max(most / s.ow, Index(1)), pieces = ceil_div(s.ow, most);
-                for (Index i = 0; i < lines; i += some)
+                const Index runs = part.pixels / run, some = max(most / run, Index(1)), pieces = ceil_div(run, most);
+                for (Index i = 0; i < runs; i += some)
                     for (Index q = 0; q < pieces; ++q) {
-                        const Index j = s.ow * q / pieces;
+                        const Index j = run * q / pieces;
                         product_.offset = row + i;
-                        product_.runs = min(some, lines - i);
-                        product_.length = s.ow * (q + 1) / pieces - j;
-                        product_.b = b + (i * s.ow + j) * pitch + v * lanes<T>;
+                        product_.runs = min(some, runs - i);
+                        product_.length = run * (q + 1) / pieces - j;
+                        product_.b = b + (i * run + j) * pitch + v * lanes<T>;
                         for (Index t = 0; t < (adjacent ? strips.runs : 1); ++t) {
                             product_.a = a + j * strips.step + (adjacent ? strips.offset[t] : 0);
                             product_.c = sums + t * strips.length * ld + v * lanes<T>;

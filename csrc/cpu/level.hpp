@@ -13,11 +13,11 @@
 
 #include "vector.hpp"
 
+#include "layout.hpp"
+
 #include "microkernel.hpp"
 
 #include "strips.hpp"
-
-#include "layout.hpp"
 
 #include "functions.hpp"
 

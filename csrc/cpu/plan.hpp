@@ -38,6 +38,7 @@ inline Plan plan(const Conv& s, Pass pass, Mode mode) {
     // The map that is cut into tiles is y; for the gradient in x it is x, and the channels change roles.
     const bool back = pass == Pass::grad_x;
     const Index h = back ? s.h : s.oh, w = back ? s.w : s.ow, inputs = (back ? s.o : s.c) / s.groups;
+    const Index outputs = (back ? s.c : s.o) / s.groups;
     const Tiling four(s.n, h, w, 4, s.kh), six(s.n, h, w, 6, s.kh);
     const int tile = s.kh == 3 && six.cost < four.cost ? 6 : 4;
     const Tiling& best = tile == 6 ? six : four;
@@ -49,6 +50,8 @@ inline Plan plan(const Conv& s, Pass pass, Mode mode) {
     // Measured on Zen 5 in float32, times the direct kernel's speed: 3 channels .7, 4 channels .8, 8 channels 1.3; 16 tiles
     // 1.1, 4 tiles .4 to 1.1; 5 x 5 outputs (gain 1.6) 1.8, 2 x 2 outputs (gain 1) have nothing to win.
     if (inputs < 8) return {0, false, "direct: with fewer than 8 channels a group, Winograd's transforms cost more than they save"};
+    if (pass != Pass::grad_w && outputs <= 4) // Winograd takes 1.2 (4 outputs) to 2.5 times as long
+        return {0, false, "direct: so few outputs are dot products of windows and weights"};
     if (gain < 1.5) return {0, false, "direct: too much of Winograd's tiles would hang over the map"};
     if (pass != Pass::grad_w && best.tiles < 12)
         return {0, false, "direct: for fewer than 12 tiles, transforming the kernels would take longer than Winograd saves"};

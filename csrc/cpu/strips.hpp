@@ -24,6 +24,7 @@ public:
     Index runs, length;    // of a window
     Index step, line;      // from one output to the next, from one row of outputs to the next
     bool padded;           // windows leave the image
+    bool copied;           // so they, or windows that are not dense, are copied
     const Index* offset;   // of each run
     const Index* position; // of each output of a strip
 
@@ -77,6 +78,13 @@ public:
         return {n, i, ns, is, ns * is * w.columns};
     }
 
+    // The rows of the source that a strip sees, first and end.
+    void seen(const Strip& s, const T*& first, const T*& end) const {
+        const Index line_ = source.w * source.pitch, top = w.y0 + s.row * w.sy, height = (s.rows - 1) * w.sy + (w.kh - 1) * w.dy + 1;
+        first = source.data + (s.image * source.h + max(top, Index(0))) * line_;
+        end = source.data + ((s.image + s.images - 1) * source.h + min(top + height, source.h)) * line_;
+    }
+
     // Where the window of a strip's first output starts, for channels from `channel` on.
     const T* fetch(const Strip& s, Index channel, int slot) const {
         const Index top = w.y0 + s.row * w.sy;
@@ -106,7 +114,6 @@ private:
     Windows w;
     Image<const T> source;
     Index channels, pitch, columns, high, bands; // pitch, columns and height of what the windows look at
-    bool copied;
     struct Tables {
         Index* data;
         explicit Tables(int) : data(nullptr) {}

@@ -78,6 +78,9 @@ KERNEL_CASES = [
     ConvCase("3x3 of a narrow map", (2, 9, 2, 40), (9, 9, 3, 3), padding=(1, 0)),
     ConvCase("5x5 tiles", (2, 18, 15, 15), (20, 9, 5, 5), padding=(2, 2), groups=2),
     ConvCase("5x5, padding 4", (1, 8, 6, 11), (17, 8, 5, 5), padding=(4, 1)),
+    ConvCase("two outputs of 37 channels", (2, 37, 5, 7), (2, 37, 1, 1)),
+    ConvCase("three outputs, padded", (1, 20, 7, 9), (3, 20, 3, 3), padding=(1, 2)),
+    ConvCase("four outputs in each of two groups", (2, 34, 6, 5), (8, 17, 3, 2), stride=(2, 1), groups=2),
     ConvCase("1-D", (3, 4, 1, 301), (6, 4, 1, 7), padding=(0, 3)),
     ConvCase("1-D, strided", (2, 3, 1, 100), (5, 3, 1, 5), stride=(1, 3), padding=(0, 2)),
 ]
