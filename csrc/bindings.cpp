@@ -215,21 +215,24 @@ template <class T>
 void forward(const Level& level, int threads, const Conv& s, Image<const T> x, const T* w, const T* b, Activation activation,
              Image<T> y) {
     const int tile = plan(s, Pass::forward, conv_mode).tile;
-    if (tile) level.of(T()).winograd_conv2d(threads, tile, s, x, w, b, activation, y);
+    if (tile && s.kh == 1) level.of(T()).winograd1d_conv2d(threads, s, x, w, b, activation, y);
+    else if (tile) level.of(T()).winograd_conv2d(threads, tile, s, x, w, b, activation, y);
     else level.of(T()).direct_conv2d(threads, s, x, w, b, activation, y);
 }
 
 template <class T>
 void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Image<T> dx) {
     const int tile = plan(s, Pass::grad_x, conv_mode).tile;
-    if (tile) level.of(T()).winograd_grad_x(threads, tile, s, g, w, b, dx);
+    if (tile && s.kh == 1) level.of(T()).winograd1d_grad_x(threads, s, g, w, b, dx);
+    else if (tile) level.of(T()).winograd_grad_x(threads, tile, s, g, w, b, dx);
     else level.of(T()).direct_grad_x(threads, s, g, w, b, dx);
 }
 
 template <class T>
 void grad_w(const Level& level, int threads, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
     const int tile = plan(s, Pass::grad_w, conv_mode).tile;
-    if (tile) level.of(T()).winograd_grad_w(threads, tile, s, g, x, dw);
+    if (tile && s.kh == 1) level.of(T()).winograd1d_grad_w(threads, s, g, x, dw);
+    else if (tile) level.of(T()).winograd_grad_w(threads, tile, s, g, x, dw);
     else level.of(T()).direct_grad_w(threads, s, g, x, dw);
 }
 
@@ -332,8 +335,8 @@ std::string get_conv_algorithm() {
 
 py::tuple winograd_matrices(int tile, int kernel) {
     const int points = tile + kernel - 1;
-    if (!((kernel == 3 && (tile == 4 || tile == 6)) || (kernel == 5 && tile == 4)))
-        throw py::value_error("Winograd's tiles are F(4, 3), F(6, 3) and F(4, 5)");
+    if (!((kernel == 3 && (tile == 4 || tile == 6)) || (kernel == 5 && tile == 4) || (kernel == 4 && tile == 5)))
+        throw py::value_error("Winograd's tiles are F(4, 3), F(6, 3), F(4, 5) and F(5, 4)");
     const py::array bt = pooled<double>({points, points}), a = pooled<double>({points, tile}),
                     g = pooled<double>({points, kernel});
     const auto data = [](const py::array& m) { return static_cast<double*>(const_cast<void*>(m.data())); };

@@ -85,6 +85,9 @@ struct Kernels {
     void (*winograd_conv2d)(int threads, int tile, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
     void (*winograd_grad_x)(int threads, int tile, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
     void (*winograd_grad_w)(int threads, int tile, const Conv&, Image<const T> g, Image<const T> x, T* dw);
+    void (*winograd1d_conv2d)(int threads, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
+    void (*winograd1d_grad_x)(int threads, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
+    void (*winograd1d_grad_w)(int threads, const Conv&, Image<const T> g, Image<const T> x, T* dw);
     void (*winograd_matrices)(int tile, int kernel, T* bt, T* a, T* g); // for the tests
 
     // elementwise (elementwise.hpp)

@@ -638,6 +638,7 @@ void winograd_grad_w(int threads, int tile, const Conv& s, Image<const T> g, Ima
 template <class T>
 void winograd_matrices(int tile, int kernel, T* bt, T* a, T* g) {
     if (kernel == 5) winograd::matrices<4, 5>(bt, a, g);
+    else if (kernel == 4) winograd::matrices<5, 4>(bt, a, g);
     else if (tile == 4) winograd::matrices<4, 3>(bt, a, g);
     else winograd::matrices<6, 3>(bt, a, g);
 }

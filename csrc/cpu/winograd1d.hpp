@@ -1,0 +1,291 @@
+// Winograd's convolution in one dimension: kernels of 1 x K, whose stride becomes channels.
+//
+// With the channels innermost, S pixels of C channels are one pixel of S C channels. Read like that, a convolution of stride
+// S with K taps is one of stride 1 with L = ceil(K / S) taps, some of them zero where S does not divide K, and winograd.hpp's
+// F(M, L) computes it: M outputs in N = M + L - 1 products, N = 8. No number moves for it: a row of W pixels is W C numbers,
+// and output j sees the L S C numbers from (S j - padding) C on.
+//
+//   forward     y = Aᵀ [(G g) ⊙ (Bᵀ d)]             the taps g[l] are S C x O matrices: tap l S + s for phase s
+//   grad_x      the same, with g turned round: O channels in, and the S phases of dx, S C channels, come out side by side
+//   grad_w      dg = Gᵀ [sum over tiles (Bᵀ d) ⊙ (A dy)]
+//
+// The ladder: 64 rows of 950 pixels, 16 -> 32 channels, 1 x 7, stride 2 (L = 4, M = 5), float32, one core of Zen 5, ms
+//                                                    multiplications an output and pair of channels   forward
+//   direct                                                           7                                 1.04
+//   F(5, 4), blocks of 32 tiles                                      3.2                                .73
+//   blocks of 48, whole ones of the microkernel: 6, 8, 12, 16 rows   3.2                                .58
+//   no products with zeros at infinity, where only last taps are     3
+// of which the products, at nine tenths of the processor's peak, take .41.
+#pragma once
+
+namespace minidl {
+namespace MINIDL_LEVEL {
+namespace winograd {
+
+// `count` rows of `length` numbers, seen as pixels of `step` numbers from number `start` on; zeros lie around each row.
+template <class T>
+struct Rows {
+    T* data;
+    Index count, length, start, step;
+};
+
+// SIZE pixels of a row from `pixel` on, readable in whole vectors: in place where they lie inside, else a copy with zeros
+// around, of SIZE * step + lanes numbers.
+template <int SIZE, class T>
+const T* segment(const Rows<const T>& x, Index row, Index pixel, T* patch) {
+    const Index first = x.start + pixel * x.step, size = SIZE * x.step, read = size - x.step + round_up(x.step, lanes<T>);
+    const T* from = x.data + row * x.length + first;
+    if (first >= 0 && first + size <= x.length && row * x.length + first + read <= x.count * x.length) return from;
+    const Index a = max(-first, Index(0)), b = min(x.length - first, size);
+    memset(patch, 0, static_cast<size_t>(size + lanes<T>) * sizeof(T));
+    if (a < b) memcpy(patch + a, from + a, static_cast<size_t>(b - a) * sizeof(T));
+    return patch;
+}
+
+// to[pos * plane + c] = the transform F of a segment, whose pixels are `step` apart, for each of some channels c.
+template <class T, class F>
+void transform_segment(const F& f, const T* from, Index step, Index channels, T* to, Index plane) {
+    for (Index c = 0; c < channels; c += lanes<T>) {
+        V<T> in[F::in], out[F::out];
+        for (int i = 0; i < F::in; ++i) in[i] = load(from + i * step + c);
+        f(in, out);
+        for (int i = 0; i < F::out; ++i) store(to + i * plane + c, out[i]);
+    }
+}
+
+// Tiles of all rows, counted through, in blocks.
+struct Segments {
+    Index each, count, length, blocks; // tiles of a row, of all, of a block; blocks
+    Segments(Index rows, Index pixels, Index tile)
+        : each(ceil_div(pixels, tile)), count(rows * each), length(count < 192 ? 12 : 48), blocks(ceil_div(count, length)) {}
+};
+
+// A kernel of one dimension: taps[(l * inputs + c) * columns + o], columns a multiple of the lanes. `last` of the inputs
+// have a tap L - 1.
+template <class T>
+struct Taps {
+    Index inputs, outputs, columns, last;
+    Buffer<T> data, shift; // shift: what is added to each output
+    Taps(Index count, Index inputs, Index outputs)
+        : inputs(inputs), outputs(outputs), columns(round_up(outputs, lanes<T>)), last(inputs),
+          data(count * inputs * columns), shift(columns) {
+        memset(data.data, 0, static_cast<size_t>(count * inputs * columns) * sizeof(T));
+        memset(shift.data, 0, static_cast<size_t>(columns) * sizeof(T));
+    }
+};
+
+template <int M, int L, class T>
+void correlate_rows(int threads, const Rows<const T>& x, const Taps<T>& taps, Activation activation, const Rows<T>& y,
+                    Index pixels) {
+    constexpr int N = M + L - 1;
+    const Index inputs = taps.inputs, outputs = taps.outputs;
+    const Segments tiles(x.count, pixels, M);
+    const Panels<T> panels(outputs);
+    const Index ldv = round_up(inputs, lanes<T>), widest = panels.widest();
+    const Index plane_u = odd_lines<T>(inputs * taps.columns), plane_v = odd_lines<T>(tiles.length * ldv);
+    const Index plane_m = odd_lines<T>(tiles.length * widest);
+
+    const Buffer<T> u(N * plane_u); // [pos][panel][input][output of the panel]
+    parallel(threads, inputs, [&](Index c) {
+        constexpr FactorTable<T, N> factors;
+        for (Index panel = 0; panel < panels.count; ++panel)
+            for (Index o = panels.first(panel), width = panels.width(panel), j = 0; j < width; j += lanes<T>) {
+                V<T> g[L], v[N];
+                for (int l = 0; l < L; ++l) g[l] = load(taps.data.data + (l * inputs + c) * taps.columns + o + j);
+                Evaluate<T, L, N>()(g, v);
+                for (int i = 0; i < N; ++i) store(u.data + i * plane_u + inputs * o + c * width + j, factors.of[i] * v[i]);
+            }
+    });
+
+    parallel(threads, tiles.blocks, [&](Index block) {
+        T* v = scratch<T>(0, N * plane_v);
+        T* m = scratch<T>(1, N * plane_m);
+        T* patch = scratch<T>(2, N * max(inputs, outputs) + lanes<T>);
+        const Index first = block * tiles.length, count = min(tiles.length, tiles.count - first);
+        for (Index t = 0; t < count; ++t) {
+            const Index row = (first + t) / tiles.each, pixel = (first + t) % tiles.each * M;
+            transform_segment(Interpolate<T, N>(), segment<N>(x, row, pixel, patch), inputs, inputs, v + t * ldv, plane_v);
+        }
+        for (Index panel = 0; panel < panels.count; ++panel) {
+            const Index o = panels.first(panel), width = panels.width(panel), real = min(width, outputs - o);
+            for (int pos = 0; pos < N; ++pos) {
+                const Index depth = pos == N - 1 ? taps.last : inputs;
+                for (Index c = 0; c < depth; c += terms<N>) {
+                    const Factors<T> f{v + pos * plane_v + c, ldv, 1, u.data + pos * plane_u + inputs * o + c * width, width,
+                                       min(terms<N>, depth - c), m + pos * plane_m, width};
+                    if (c == 0) multiply<T, false, false>(count, width, f);
+                    else multiply<T, true, false>(count, width, f);
+                }
+            }
+            for (Index t = 0; t < count; ++t) {
+                const Index row = (first + t) / tiles.each, at = y.start + (first + t) % tiles.each * M * y.step;
+                const bool inside = at >= 0 && at + M * y.step <= y.length;
+                T *row_at = y.data + row * y.length + at, *to = inside ? row_at : patch;
+                for (Index j = 0; j < real; j += lanes<T>) {
+                    V<T> in[N], out[M];
+                    for (int i = 0; i < N; ++i) in[i] = load(m + i * plane_m + t * width + j);
+                    Collect<T, N, M>()(in, out);
+                    const V<T> shift = load(taps.shift.data + o + j);
+                    for (int i = 0; i < M; ++i) {
+                        const V<T> sum = out[i] + shift, result = activation == Activation::relu ? relu<T>(sum) : sum;
+                        T* place = to + i * y.step + o + j;
+                        if (real - j < lanes<T>) store_part(place, result, real - j);
+                        else store(place, result);
+                    }
+                }
+                for (int i = 0; i < M && !inside; ++i) { // what of the panel's outputs lies inside the row
+                    const Index a = max(-at, i * y.step + o), b = min(y.length - at, i * y.step + o + real);
+                    if (a < b) memcpy(row_at + a, patch + a, static_cast<size_t>(b - a) * sizeof(T));
+                }
+            }
+        }
+    });
+}
+
+// dtaps[(l * inputs + c) * columns + o], as Taps has them. A task owns a panel of outputs and a share of the blocks, whose
+// number depends on shapes alone; the shares are added in order at the end.
+template <int M, int L, class T>
+void correlate_rows_grad(int threads, const Rows<const T>& x, const Rows<const T>& g, Index pixels, Index last, T* dtaps) {
+    constexpr int N = M + L - 1;
+    const Index inputs = x.step, outputs = g.step;
+    const Segments tiles(x.count, pixels, M);
+    const Panels<T> panels(outputs);
+    const Index columns = panels.vectors * lanes<T>, widest = panels.widest(), size = L * inputs * columns;
+    const Index shares = max(Index(1), min(min(tiles.blocks, 32 / panels.count), (8 << 20) / (size * Index(sizeof(T)))));
+    const Index ldv = round_up(inputs, lanes<T>), plane_v = odd_lines<T>(tiles.length * ldv);
+    const Index plane_w = odd_lines<T>(tiles.length * widest), plane_s = odd_lines<T>(inputs * widest);
+    const Buffer<T> partial(shares * size);
+
+    parallel(threads, panels.count * shares, [&](Index task) {
+        const Index share = task % shares, panel = task / shares;
+        const Index o = panels.first(panel), width = panels.width(panel);
+        T* v = scratch<T>(0, N * plane_v);
+        T* dy = scratch<T>(1, N * plane_w);
+        T* patch = scratch<T>(2, N * max(inputs, outputs) + max_vectors * lanes<T>);
+        T* sum = scratch<T>(3, N * plane_s);
+        const Index from = tiles.blocks * share / shares, to = tiles.blocks * (share + 1) / shares;
+        for (Index block = from; block < to; ++block) {
+            const Index first = block * tiles.length, count = min(tiles.length, tiles.count - first);
+            for (Index t = 0; t < count; ++t) {
+                const Index row = (first + t) / tiles.each, pixel = (first + t) % tiles.each * M;
+                transform_segment(Interpolate<T, N>(), segment<N>(x, row, pixel, patch), inputs, inputs, v + t * ldv, plane_v);
+                transform_segment(Evaluate<T, M, N>(), segment<M>(g, row, pixel, patch) + o, outputs, width, dy + t * width, plane_w);
+            }
+            for (int pos = 0; pos < N; ++pos) {
+                const Factors<T> f{v + pos * plane_v, 1, ldv, dy + pos * plane_w, width, count, sum + pos * plane_s, width};
+                const Index rows = pos == N - 1 ? last : inputs;
+                if (block == from) multiply<T, false, true>(rows, width, f);
+                else multiply<T, true, true>(rows, width, f);
+            }
+        }
+        constexpr FactorTable<T, N> factors;
+        for (Index c = 0; c < inputs; ++c)
+            for (Index j = 0; j < width; j += lanes<T>) {
+                V<T> in[N], out[L];
+                for (int i = 0; i < N; ++i) in[i] = factors.of[i] * load(sum + i * plane_s + c * width + j);
+                Collect<T, N, L>()(in, out);
+                for (int l = 0; l < L; ++l)
+                    store(partial.data + share * size + (l * inputs + c) * columns + o + j, out[l]);
+            }
+    });
+    parallel(threads, L * inputs, [&](Index row) {
+        for (Index j = row * columns; j < (row + 1) * columns; j += lanes<T>) {
+            V<T> sum = load(partial.data + j);
+            for (Index share = 1; share < shares; ++share) sum += load(partial.data + share * size + j);
+            store(dtaps + j, sum);
+        }
+    });
+}
+
+// The images as rows of numbers; without gaps between the pixels, or copied so.
+template <class T>
+struct Dense {
+    Buffer<T> copy;
+    const T* data;
+    Dense(int threads, const Image<const T>& x) : copy(x.pitch == x.c ? 0 : x.n * x.h * x.w * x.c), data(x.data) {
+        if (x.pitch == x.c) return;
+        const Index strides[] = {x.h * x.w * x.pitch, 1, x.w * x.pitch, x.pitch};
+        to_channels_last(threads, x.data, strides, {copy.data, x.n, x.c, x.h, x.w, x.c});
+        data = copy.data;
+    }
+};
+
+// f(an object whose `taps` and `tile` are constants): the F(M, L) for kernels of L taps
+template <int M, int L>
+struct Algorithm {
+    static constexpr int tile = M, taps = L;
+};
+template <class F>
+void by_taps(Index taps, const F& f) {
+    if (taps == 3) f(Algorithm<6, 3>());
+    else if (taps == 4) f(Algorithm<5, 4>());
+    else f(Algorithm<4, 5>());
+}
+
+} // namespace winograd
+
+// --- the kernels --------------------------------------------------------------------------------------------------
+
+// y = x * w + bias
+template <class T>
+void winograd1d_conv2d(int threads, const Conv& s, Image<const T> x, const T* w, const T* bias, Activation activation,
+                       Image<T> y) {
+    threads = worth(threads, s);
+    const Index count = ceil_div(s.kw, s.sw), inputs = s.sw * s.c;
+    const winograd::Dense<T> dense(threads, x);
+    winograd::Taps<T> taps(count, inputs, s.o);
+    taps.last = (s.kw - (count - 1) * s.sw) * s.c;
+    if (bias) memcpy(taps.shift.data, bias, static_cast<size_t>(s.o) * sizeof(T));
+    parallel(threads, s.c, [&](Index c) {
+        transpose<T>(w + c * s.kw, s.c * s.kw, s.o, s.kw, taps.data.data + c * taps.columns, s.c * taps.columns);
+    });
+    const winograd::Rows<const T> from{dense.data, s.n * s.h, s.w * s.c, -s.pw * s.c, inputs};
+    const winograd::Rows<T> to{y.data, s.n * s.oh, s.ow * s.o, 0, s.o};
+    winograd::by_taps(count, [&](auto a) {
+        winograd::correlate_rows<decltype(a)::tile, decltype(a)::taps>(threads, from, taps, activation, to, s.ow);
+    });
+}
+
+// dx = g * w turned round, with the channels' roles exchanged: pixels of S phases from the first that meets the image on
+template <class T>
+void winograd1d_grad_x(int threads, const Conv& s, Image<const T> g, const T* w, const T* bias, Image<T> dx) {
+    threads = worth(threads, s);
+    const Index count = ceil_div(s.kw, s.sw), outputs = s.sw * s.c, first = s.pw / s.sw;
+    const winograd::Dense<T> dense(threads, g);
+    winograd::Taps<T> taps(count, s.o, outputs);
+    for (Index i = 0; i < outputs && bias; ++i) taps.shift.data[i] = bias[i % s.c];
+    parallel(threads, s.o, [&](Index o) {
+        for (Index k = 0; k < s.kw; ++k) {
+            T* to = taps.data.data + ((count - 1 - k / s.sw) * s.o + o) * taps.columns + k % s.sw * s.c;
+            for (Index c = 0; c < s.c; ++c) to[c] = w[(o * s.c + c) * s.kw + k];
+        }
+    });
+    const winograd::Rows<const T> from{dense.data, s.n * s.oh, s.ow * s.o, (first - count + 1) * s.o, s.o};
+    const winograd::Rows<T> to{dx.data, s.n * s.h, s.w * s.c, (first * s.sw - s.pw) * s.c, outputs};
+    winograd::by_taps(count, [&](auto a) {
+        winograd::correlate_rows<decltype(a)::tile, decltype(a)::taps>(threads, from, taps, Activation::none, to,
+                                                                       ceil_div(s.w + s.pw, s.sw) - first);
+    });
+}
+
+// dw = the correlation of x with g
+template <class T>
+void winograd1d_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
+    threads = worth(threads, s);
+    const Index count = ceil_div(s.kw, s.sw), inputs = s.sw * s.c, columns = round_up(s.o, lanes<T>);
+    const winograd::Dense<T> xs(threads, x), gs(threads, g);
+    const Buffer<T> taps(count * inputs * columns);
+    const winograd::Rows<const T> from{xs.data, s.n * s.h, s.w * s.c, -s.pw * s.c, inputs};
+    const winograd::Rows<const T> to{gs.data, s.n * s.oh, s.ow * s.o, 0, s.o};
+    winograd::by_taps(count, [&](auto a) {
+        winograd::correlate_rows_grad<decltype(a)::tile, decltype(a)::taps>(
+            threads, from, to, s.ow, (s.kw - (count - 1) * s.sw) * s.c, taps.data);
+    });
+    parallel(threads, s.o, [&](Index o) {
+        for (Index c = 0; c < s.c; ++c)
+            for (Index k = 0; k < s.kw; ++k) dw[(o * s.c + c) * s.kw + k] = taps.data[(k * s.c + c) * columns + o];
+    });
+}
+
+} // namespace MINIDL_LEVEL
+} // namespace minidl
