@@ -381,6 +381,7 @@ py::array shaped(const py::array& a, const Shape& shape) {
 
 // Arrays of one shape whose elements are taken one by one, and a result beside them: all as they lie, if they lie alike
 // and without gaps, else as images; `turn`: images whose channels are not innermost are turned, for the layers to come.
+// Where the first array had to be copied, the result takes the copy's place: its memory need not be fetched once more.
 template <class T>
 struct Elements {
     std::vector<py::array> kept;
@@ -396,12 +397,15 @@ struct Elements {
         for (const py::array& a : arrays) alike = alike && same_strides(a, first);
         for (const py::array& a : arrays) alike = alike && reinterpret_cast<std::uintptr_t>(a.data()) % sizeof(T) == 0;
         if (!alike && shape.size() >= 2) {
+            bool copied = false;
             for (const py::array& a : arrays) {
-                const ImagesIn<T> images(as_images(a), threads);
+                const py::array given = as_images(a);
+                const ImagesIn<T> images(given, threads);
+                copied = copied || (kept.empty() && !images.array.is(given));
                 kept.push_back(images.array);
                 in.push_back(images.view);
             }
-            if (turn) { // in[0] is a copy of our own: the result takes its place
+            if (copied) {
                 result = shaped(kept[0], shape);
                 out = {const_cast<T*>(in[0].data), in[0].n, in[0].c, in[0].h, in[0].w, in[0].pitch};
                 return;

@@ -55,10 +55,33 @@ void transform_segment(const F& f, const T* from, Index step, Index channels, T*
 
 // Tiles of all rows, counted through, in blocks.
 struct Segments {
-    Index each, count, length, blocks; // tiles of a row, of all, of a block; blocks
+    Index tile, each, count, length, blocks; // outputs of a tile; tiles of a row, of all, of a block; blocks
     Segments(Index rows, Index pixels, Index tile)
-        : each(ceil_div(pixels, tile)), count(rows * each), length(count < 192 ? 12 : 48), blocks(ceil_div(count, length)) {}
+        : tile(tile), each(ceil_div(pixels, tile)), count(rows * each), length(count < 192 ? 12 : 48),
+          blocks(ceil_div(count, length)) {}
+    Index size(Index block) const { return min(length, count - block * length); }
+    // f(number in the block, row, first pixel) for the tiles of a block
+    template <class F>
+    MINIDL_INLINE void in_block(Index block, const F& f) const {
+        Index row = block * length / each, at = block * length % each;
+        for (Index t = 0; t < size(block); ++t) {
+            f(t, row, at * tile);
+            if (++at == each) at = 0, ++row;
+        }
+    }
 };
+
+// Ask memory for a part of what the tiles of a block see: the processor has products to compute until it is needed.
+template <class T>
+MINIDL_INLINE void prefetch(const Rows<const T>& x, const Segments& tiles, Index block, Index part, Index parts) {
+    const auto seen = [&](Index tile) { // first number that a tile sees
+        const Index number = tile / tiles.each * x.length + x.start + tile % tiles.each * tiles.tile * x.step;
+        return min(max(number, Index(0)), x.count * x.length);
+    };
+    const Index from = seen(block * tiles.length), size = seen((block + 1) * tiles.length) - from;
+    constexpr Index line = 64 / sizeof(T);
+    for (Index i = size * part / parts; i < size * (part + 1) / parts; i += line) prefetch(x.data + from + i);
+}
 
 // A kernel of one dimension: taps[(l * inputs + c) * columns + o], columns a multiple of the lanes. `last` of the inputs
 // have a tap L - 1.
@@ -74,6 +97,34 @@ struct Taps {
     }
 };
 
+// Aᵀ m of one tile, `count` outputs of a panel from o on, plus what is added, to the part of the tile that lies inside its
+// row. `patch` holds a tile.
+template <class F, class T>
+void collect_segment(const F& f, const T* m, Index plane, Index o, Index count, const T* shift, bool positive, bool past,
+                     const Rows<T>& y, Index row, Index pixel, T* patch) {
+    const Index first = y.start + pixel * y.step;
+    const bool inside = first >= 0 && first + F::out * y.step <= y.length;
+    T *at = y.data + row * y.length + first, *to = inside ? at : patch;
+    for (Index j = 0; j < count; j += lanes<T>) {
+        V<T> in[F::in], out[F::out];
+        for (int i = 0; i < F::in; ++i) in[i] = load(m + i * plane + j);
+        f(in, out);
+        const V<T> add = load(shift + o + j);
+        for (int i = 0; i < F::out; ++i) {
+            out[i] += add;
+            if (positive) out[i] = relu<T>(out[i]);
+            T* place = to + i * y.step + o + j;
+            if (count - j < lanes<T>) store_part(place, out[i], count - j);
+            else if (past && inside) stream(place, out[i]);
+            else store(place, out[i]);
+        }
+    }
+    for (int i = 0; i < F::out && !inside; ++i) {
+        const Index a = max(-first, i * y.step + o), b = min(y.length - first, i * y.step + o + count);
+        if (a < b) memcpy(at + a, patch + a, static_cast<size_t>(b - a) * sizeof(T));
+    }
+}
+
 template <int M, int L, class T>
 void correlate_rows(int threads, const Rows<const T>& x, const Taps<T>& taps, Activation activation, const Rows<T>& y,
                     Index pixels) {
@@ -84,6 +135,8 @@ void correlate_rows(int threads, const Rows<const T>& x, const Taps<T>& taps, Ac
     const Index ldv = round_up(inputs, lanes<T>), widest = panels.widest();
     const Index plane_u = odd_lines<T>(inputs * taps.columns), plane_v = odd_lines<T>(tiles.length * ldv);
     const Index plane_m = odd_lines<T>(tiles.length * widest);
+    const bool past = aligned(y.data) && (outputs | y.start | y.length) % lanes<T> == 0
+        && y.count * y.length * Index(sizeof(T)) >= stream_bytes;
 
     const Buffer<T> u(N * plane_u); // [pos][panel][input][output of the panel]
     parallel(threads, inputs, [&](Index c) {
@@ -97,48 +150,36 @@ void correlate_rows(int threads, const Rows<const T>& x, const Taps<T>& taps, Ac
             }
     });
 
-    parallel(threads, tiles.blocks, [&](Index block) {
+    const Index shares = min(tiles.blocks, Index(64));
+    parallel(threads, shares, [&](Index share) {
         T* v = scratch<T>(0, N * plane_v);
         T* m = scratch<T>(1, N * plane_m);
         T* patch = scratch<T>(2, N * max(inputs, outputs) + lanes<T>);
-        const Index first = block * tiles.length, count = min(tiles.length, tiles.count - first);
-        for (Index t = 0; t < count; ++t) {
-            const Index row = (first + t) / tiles.each, pixel = (first + t) % tiles.each * M;
-            transform_segment(Interpolate<T, N>(), segment<N>(x, row, pixel, patch), inputs, inputs, v + t * ldv, plane_v);
-        }
-        for (Index panel = 0; panel < panels.count; ++panel) {
-            const Index o = panels.first(panel), width = panels.width(panel), real = min(width, outputs - o);
-            for (int pos = 0; pos < N; ++pos) {
-                const Index depth = pos == N - 1 ? taps.last : inputs;
-                for (Index c = 0; c < depth; c += terms<N>) {
-                    const Factors<T> f{v + pos * plane_v + c, ldv, 1, u.data + pos * plane_u + inputs * o + c * width, width,
-                                       min(terms<N>, depth - c), m + pos * plane_m, width};
-                    if (c == 0) multiply<T, false, false>(count, width, f);
-                    else multiply<T, true, false>(count, width, f);
-                }
-            }
-            for (Index t = 0; t < count; ++t) {
-                const Index row = (first + t) / tiles.each, at = y.start + (first + t) % tiles.each * M * y.step;
-                const bool inside = at >= 0 && at + M * y.step <= y.length;
-                T *row_at = y.data + row * y.length + at, *to = inside ? row_at : patch;
-                for (Index j = 0; j < real; j += lanes<T>) {
-                    V<T> in[N], out[M];
-                    for (int i = 0; i < N; ++i) in[i] = load(m + i * plane_m + t * width + j);
-                    Collect<T, N, M>()(in, out);
-                    const V<T> shift = load(taps.shift.data + o + j);
-                    for (int i = 0; i < M; ++i) {
-                        const V<T> sum = out[i] + shift, result = activation == Activation::relu ? relu<T>(sum) : sum;
-                        T* place = to + i * y.step + o + j;
-                        if (real - j < lanes<T>) store_part(place, result, real - j);
-                        else store(place, result);
+        const Index last = tiles.blocks * (share + 1) / shares;
+        for (Index block = tiles.blocks * share / shares; block < last; ++block) {
+            const Index count = tiles.size(block);
+            tiles.in_block(block, [&](Index t, Index row, Index pixel) {
+                transform_segment(Interpolate<T, N>(), segment<N>(x, row, pixel, patch), inputs, inputs, v + t * ldv, plane_v);
+            });
+            for (Index panel = 0; panel < panels.count; ++panel) {
+                const Index o = panels.first(panel), width = panels.width(panel);
+                for (int pos = 0; pos < N; ++pos) {
+                    if (panel == 0 && block + 1 < last) prefetch(x, tiles, block + 1, pos, N);
+                    const Index depth = pos == N - 1 ? taps.last : inputs;
+                    for (Index c = 0; c < depth; c += terms<N>) {
+                        const Factors<T> f{v + pos * plane_v + c, ldv, 1, u.data + pos * plane_u + inputs * o + c * width, width,
+                                           min(terms<N>, depth - c), m + pos * plane_m, width};
+                        if (c == 0) multiply<T, false, false>(count, width, f);
+                        else multiply<T, true, false>(count, width, f);
                     }
                 }
-                for (int i = 0; i < M && !inside; ++i) { // what of the panel's outputs lies inside the row
-                    const Index a = max(-at, i * y.step + o), b = min(y.length - at, i * y.step + o + real);
-                    if (a < b) memcpy(row_at + a, patch + a, static_cast<size_t>(b - a) * sizeof(T));
-                }
+                tiles.in_block(block, [&](Index t, Index row, Index pixel) {
+                    collect_segment(Collect<T, N, M>(), m + t * width, plane_m, o, min(width, outputs - o), taps.shift.data,
+                                    activation == Activation::relu, past, y, row, pixel, patch);
+                });
             }
         }
+        if (past) end_stream();
     });
 }
 
@@ -161,18 +202,17 @@ void correlate_rows_grad(int threads, const Rows<const T>& x, const Rows<const T
         const Index o = panels.first(panel), width = panels.width(panel);
         T* v = scratch<T>(0, N * plane_v);
         T* dy = scratch<T>(1, N * plane_w);
-        T* patch = scratch<T>(2, N * max(inputs, outputs) + max_vectors * lanes<T>);
+        T* patch = scratch<T>(2, N * max(inputs, outputs) + lanes<T>);
         T* sum = scratch<T>(3, N * plane_s);
         const Index from = tiles.blocks * share / shares, to = tiles.blocks * (share + 1) / shares;
         for (Index block = from; block < to; ++block) {
-            const Index first = block * tiles.length, count = min(tiles.length, tiles.count - first);
-            for (Index t = 0; t < count; ++t) {
-                const Index row = (first + t) / tiles.each, pixel = (first + t) % tiles.each * M;
+            tiles.in_block(block, [&](Index t, Index row, Index pixel) {
                 transform_segment(Interpolate<T, N>(), segment<N>(x, row, pixel, patch), inputs, inputs, v + t * ldv, plane_v);
                 transform_segment(Evaluate<T, M, N>(), segment<M>(g, row, pixel, patch) + o, outputs, width, dy + t * width, plane_w);
-            }
+            });
             for (int pos = 0; pos < N; ++pos) {
-                const Factors<T> f{v + pos * plane_v, 1, ldv, dy + pos * plane_w, width, count, sum + pos * plane_s, width};
+                if (panel == 0 && block + 1 < to) prefetch(x, tiles, block + 1, pos, N), prefetch(g, tiles, block + 1, pos, N);
+                const Factors<T> f{v + pos * plane_v, 1, ldv, dy + pos * plane_w, width, tiles.size(block), sum + pos * plane_s, width};
                 const Index rows = pos == N - 1 ? last : inputs;
                 if (block == from) multiply<T, false, true>(rows, width, f);
                 else multiply<T, true, true>(rows, width, f);
@@ -199,10 +239,10 @@ void correlate_rows_grad(int threads, const Rows<const T>& x, const Rows<const T
 
 // The images as rows of numbers; without gaps between the pixels, or copied so.
 template <class T>
-struct Dense {
+struct Gapless {
     Buffer<T> copy;
     const T* data;
-    Dense(int threads, const Image<const T>& x) : copy(x.pitch == x.c ? 0 : x.n * x.h * x.w * x.c), data(x.data) {
+    Gapless(int threads, const Image<const T>& x) : copy(x.pitch == x.c ? 0 : x.n * x.h * x.w * x.c), data(x.data) {
         if (x.pitch == x.c) return;
         const Index strides[] = {x.h * x.w * x.pitch, 1, x.w * x.pitch, x.pitch};
         to_channels_last(threads, x.data, strides, {copy.data, x.n, x.c, x.h, x.w, x.c});
@@ -232,7 +272,7 @@ void winograd1d_conv2d(int threads, const Conv& s, Image<const T> x, const T* w,
                        Image<T> y) {
     threads = worth(threads, s);
     const Index count = ceil_div(s.kw, s.sw), inputs = s.sw * s.c;
-    const winograd::Dense<T> dense(threads, x);
+    const winograd::Gapless<T> dense(threads, x);
     winograd::Taps<T> taps(count, inputs, s.o);
     taps.last = (s.kw - (count - 1) * s.sw) * s.c;
     if (bias) memcpy(taps.shift.data, bias, static_cast<size_t>(s.o) * sizeof(T));
@@ -251,7 +291,7 @@ template <class T>
 void winograd1d_grad_x(int threads, const Conv& s, Image<const T> g, const T* w, const T* bias, Image<T> dx) {
     threads = worth(threads, s);
     const Index count = ceil_div(s.kw, s.sw), outputs = s.sw * s.c, first = s.pw / s.sw;
-    const winograd::Dense<T> dense(threads, g);
+    const winograd::Gapless<T> dense(threads, g);
     winograd::Taps<T> taps(count, s.o, outputs);
     for (Index i = 0; i < outputs && bias; ++i) taps.shift.data[i] = bias[i % s.c];
     parallel(threads, s.o, [&](Index o) {
@@ -273,7 +313,7 @@ template <class T>
 void winograd1d_grad_w(int threads, const Conv& s, Image<const T> g, Image<const T> x, T* dw) {
     threads = worth(threads, s);
     const Index count = ceil_div(s.kw, s.sw), inputs = s.sw * s.c, columns = round_up(s.o, lanes<T>);
-    const winograd::Dense<T> xs(threads, x), gs(threads, g);
+    const winograd::Gapless<T> xs(threads, x), gs(threads, g);
     const Buffer<T> taps(count * inputs * columns);
     const winograd::Rows<const T> from{xs.data, s.n * s.h, s.w * s.c, -s.pw * s.c, inputs};
     const winograd::Rows<const T> to{gs.data, s.n * s.oh, s.ow * s.o, 0, s.o};
