@@ -221,11 +221,13 @@ void forward(const Level& level, int threads, const Conv& s, Image<const T> x, c
 }
 
 template <class T>
-void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Image<T> dx) {
+void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Activation activation,
+            Image<T> dx) {
     const int tile = plan(s, Pass::grad_x, conv_mode).tile;
-    if (tile && s.kh == 1) level.of(T()).winograd1d_grad_x(threads, s, g, w, b, dx);
-    else if (tile) level.of(T()).winograd_grad_x(threads, tile, s, g, w, b, dx);
-    else level.of(T()).direct_grad_x(threads, s, g, w, b, dx);
+    if (tile && s.kh == 1) return level.of(T()).winograd1d_grad_x(threads, s, g, w, b, activation, dx);
+    if (tile) return level.of(T()).winograd_grad_x(threads, tile, s, g, w, b, activation, dx);
+    level.of(T()).direct_grad_x(threads, s, g, w, b, dx);
+    if (activation == Activation::relu) level.of(T()).relu(threads, {dx.data, dx.n, dx.c, dx.h, dx.w, dx.pitch}, dx);
 }
 
 template <class T>
@@ -267,7 +269,7 @@ py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair str
 }
 
 py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, std::optional<py::array> b, Pair stride, Pair padding,
-                         Pair dilation, Index groups, Index threads) {
+                         Pair dilation, Index groups, bool relu, Index threads) {
     const Conv shape = check_conv(x_shape, shape_of(w), stride, padding, dilation, groups);
     expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
     if (b) expect("b", shape_of(*b), {shape.c});
@@ -279,7 +281,7 @@ py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, std::optional<
         const ImagesOut<T> dx(shape.n, shape.c, shape.h, shape.w);
         const T *pw = ws.data(), *pb = b ? bs.data() : nullptr;
         const Level level = current_level();
-        without_gil([&] { grad_x(level, threads, shape, gs.view, pw, pb, dx.view); });
+        without_gil([&] { grad_x(level, threads, shape, gs.view, pw, pb, relu ? Activation::relu : Activation::none, dx.view); });
         return dx.array;
     };
     const auto call = [&] { return b ? dispatch({{"g", g}, {"w", w}, {"b", *b}}, run) : dispatch({{"g", g}, {"w", w}}, run); };

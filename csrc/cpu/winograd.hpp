@@ -618,13 +618,14 @@ void winograd_conv2d(int threads, int tile, const Conv& s, Image<const T> x, con
 
 // dx = g * w turned round, with the channels' roles exchanged
 template <class T>
-void winograd_grad_x(int threads, int tile, const Conv& s, Image<const T> g, const T* w, const T* bias, Image<T> dx) {
+void winograd_grad_x(int threads, int tile, const Conv& s, Image<const T> g, const T* w, const T* bias, Activation activation,
+                     Image<T> dx) {
     const Index inputs = s.c / s.groups, outputs = s.o / s.groups, taps = s.kh * s.kw;
     const winograd::Correlation c{s.groups, outputs, inputs, s.kh - 1 - s.ph, s.kw - 1 - s.pw};
     const winograd::Weights<T> weights{w, outputs * inputs * taps, taps, inputs * taps, true};
-    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, g, weights, bias, Activation::none, dx);
-    else if (tile == 4) winograd::correlate<4, 3>(threads, c, g, weights, bias, Activation::none, dx);
-    else winograd::correlate<6, 3>(threads, c, g, weights, bias, Activation::none, dx);
+    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, g, weights, bias, activation, dx);
+    else if (tile == 4) winograd::correlate<4, 3>(threads, c, g, weights, bias, activation, dx);
+    else winograd::correlate<6, 3>(threads, c, g, weights, bias, activation, dx);
 }
 
 // dw = the correlation of x with g

@@ -289,7 +289,8 @@ void winograd1d_conv2d(int threads, const Conv& s, Image<const T> x, const T* w,
 
 // dx = g * w turned round, with the channels' roles exchanged: pixels of S phases from the first that meets the image on
 template <class T>
-void winograd1d_grad_x(int threads, const Conv& s, Image<const T> g, const T* w, const T* bias, Image<T> dx) {
+void winograd1d_grad_x(int threads, const Conv& s, Image<const T> g, const T* w, const T* bias, Activation activation,
+                       Image<T> dx) {
     threads = worth(threads, s);
     const Index count = ceil_div(s.kw, s.sw), outputs = s.sw * s.c, first = s.pw / s.sw;
     const winograd::Gapless<T> dense(threads, g);
@@ -304,7 +305,7 @@ void winograd1d_grad_x(int threads, const Conv& s, Image<const T> g, const T* w,
     const winograd::Rows<const T> from{dense.data, s.n * s.oh, s.ow * s.o, (first - count + 1) * s.o, s.o};
     const winograd::Rows<T> to{dx.data, s.n * s.h, s.w * s.c, (first * s.sw - s.pw) * s.c, outputs};
     winograd::by_taps(count, [&](auto a) {
-        winograd::correlate_rows<decltype(a)::tile, decltype(a)::taps>(threads, from, taps, Activation::none, to,
+        winograd::correlate_rows<decltype(a)::tile, decltype(a)::taps>(threads, from, taps, activation, to,
                                                                        ceil_div(s.w + s.pw, s.sw) - first);
     });
 }
