@@ -241,6 +241,17 @@ def test_what_is_not_finite_reaches_all_that_sees_it(cpp: Any, value: float) -> 
     assert np.isfinite(y[0, :, :, 14:]).all()
 
 
+@pytest.mark.parametrize("size", [(1, 3), (3, 3)])
+def test_no_image_gives_no_gradient(cpp: Any, size: tuple[int, int]) -> None:
+    x, w = np.ones((0, 16, 1, 400), np.float32), np.ones((16, 16, *size), np.float32)
+    options: Any = {"stride": (1, 1), "padding": (size[0] // 2, 1), "dilation": (1, 1), "groups": 1}
+    for algorithm in ("winograd", "auto"):
+        set_conv_algorithm(algorithm)
+        y = cpp.conv2d(x, w, None, **options)
+        assert y.shape == cpp.conv2d_grad_x(y, w, x.shape, **options).shape == x.shape
+        assert not cpp.conv2d_grad_w(y, x, w.shape, **options).any()
+
+
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 

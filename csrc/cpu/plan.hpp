@@ -54,7 +54,7 @@ inline Plan plan_row(const Conv& s, Pass pass, Mode mode) {
     // Measured on Zen 5 in float32, times the direct kernel's speed: 8 inputs .5 to .9, 16 inputs 1.1 to 1.3, 64 inputs 1.8;
     // 32 channels, 20 tiles .8 to .9, 100 tiles 1.2 to 1.8; 512 channels, 64 tiles .6, 96 tiles 1.2.
     if (inputs < 16) return {0, false, "direct: with fewer than 16 channels a pixel, Winograd's transforms cost more than they save"};
-    if (gain * tiles < 1.1 * (tiles + 100))
+    if (gain * static_cast<double>(tiles) < 1.1 * static_cast<double>(tiles + 100))
         return {0, false, "direct: for so few tiles, transforming the kernels would take longer than Winograd saves"};
     return {tile, false, name + ": " + with_tenths(gain) + " times fewer multiplications"};
 }
@@ -62,6 +62,7 @@ inline Plan plan_row(const Conv& s, Pass pass, Mode mode) {
 inline Plan plan(const Conv& s, Pass pass, Mode mode) {
     if (mode == Mode::exact) return {0, true, "direct, in float64 and rounded once: exact results are asked for"};
     if (mode == Mode::direct) return {0, false, "direct: asked for"};
+    if (s.n == 0) return {0, false, "direct: there is no image"};
     if (s.kh == 1 && s.kw > 1) return plan_row(s, pass, mode);
     if (s.kh != s.kw || (s.kh != 3 && s.kh != 5)) return {0, false, "direct: Winograd is for 3x3 and 5x5 kernels"};
     if (s.sh != 1 || s.sw != 1) return {0, false, "direct: Winograd is for stride 1"};

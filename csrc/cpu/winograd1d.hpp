@@ -168,8 +168,8 @@ void correlate_rows(int threads, const Rows<const T>& x, const Taps<T>& taps, Ac
                     if (panel == 0 && block + 1 < last) prefetch(x, tiles, block + 1, pos, N);
                     const Index depth = pos == N - 1 ? taps.last : inputs;
                     for (Index c = 0; c < depth; c += terms<N>) {
-                        const Factors<T> f{v + pos * plane_v + c, ldv, 1, u.data + pos * plane_u + inputs * o + c * width, width,
-                                           min(terms<N>, depth - c), m + pos * plane_m, width};
+                        const Factors<T> f{v + pos * plane_v + c, ldv, 1, u.data + pos * plane_u + inputs * o + c * width,
+                                           width, min(terms<N>, depth - c), m + pos * plane_m, width};
                         if (c == 0) multiply<T, false, false>(count, width, f);
                         else multiply<T, true, false>(count, width, f);
                     }
@@ -209,11 +209,14 @@ void correlate_rows_grad(int threads, const Rows<const T>& x, const Rows<const T
         for (Index block = from; block < to; ++block) {
             tiles.in_block(block, [&](Index t, Index row, Index pixel) {
                 transform_segment(Interpolate<T, N>(), segment<N>(x, row, pixel, patch), inputs, inputs, v + t * ldv, plane_v);
-                transform_segment(Evaluate<T, M, N>(), segment<M>(g, row, pixel, patch) + o, outputs, width, dy + t * width, plane_w);
+                transform_segment(Evaluate<T, M, N>(), segment<M>(g, row, pixel, patch) + o, outputs, width,
+                                  dy + t * width, plane_w);
             });
             for (int pos = 0; pos < N; ++pos) {
-                if (panel == 0 && block + 1 < to) prefetch(x, tiles, block + 1, pos, N), prefetch(g, tiles, block + 1, pos, N);
-                const Factors<T> f{v + pos * plane_v, 1, ldv, dy + pos * plane_w, width, tiles.size(block), sum + pos * plane_s, width};
+                if (panel == 0 && block + 1 < to)
+                    prefetch(x, tiles, block + 1, pos, N), prefetch(g, tiles, block + 1, pos, N);
+                const Factors<T> f{v + pos * plane_v, 1, ldv, dy + pos * plane_w, width, tiles.size(block),
+                                   sum + pos * plane_s, width};
                 const Index rows = pos == N - 1 ? last : inputs;
                 if (block == from) multiply<T, false, true>(rows, width, f);
                 else multiply<T, true, true>(rows, width, f);
