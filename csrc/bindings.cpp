@@ -331,21 +331,27 @@ template <class T>
 void forward(const Level& level, int threads, const Conv& s, Joined<const T> x, const T* w, const T* b, Activation activation,
              Image<T> y) {
     const int tile = plan(s, Pass::forward, conv_mode).tile;
-    if (tile) level.of(T()).winograd_conv2d(threads, tile, s, x, w, b, activation, y);
+    if (tile && s.kh == 1) level.of(T()).winograd1d_conv2d(threads, s, x.first, w, b, activation, y);
+    else if (tile) level.of(T()).winograd_conv2d(threads, tile, s, x, w, b, activation, y);
     else level.of(T()).direct_conv2d(threads, s, x.first, w, b, activation, y);
 }
 
 template <class T>
-void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Joined<T> dx) {
+void grad_x(const Level& level, int threads, const Conv& s, Image<const T> g, const T* w, const T* b, Activation activation,
+            Joined<T> both) {
     const int tile = plan(s, Pass::grad_x, conv_mode).tile;
-    if (tile) level.of(T()).winograd_grad_x(threads, tile, s, g, w, b, dx);
-    else level.of(T()).direct_grad_x(threads, s, g, w, b, dx.first);
+    const Image<T> dx = both.first;
+    if (tile && s.kh == 1) return level.of(T()).winograd1d_grad_x(threads, s, g, w, b, activation, dx);
+    if (tile) return level.of(T()).winograd_grad_x(threads, tile, s, g, w, b, activation, both);
+    level.of(T()).direct_grad_x(threads, s, g, w, b, dx);
+    if (activation == Activation::relu) level.of(T()).relu(threads, {dx.data, dx.n, dx.c, dx.h, dx.w, dx.pitch}, dx);
 }
 
 template <class T>
 void grad_w(const Level& level, int threads, const Conv& s, Image<const T> g, Joined<const T> x, T* dw) {
     const int tile = plan(s, Pass::grad_w, conv_mode).tile;
-    if (tile) level.of(T()).winograd_grad_w(threads, tile, s, g, x, dw);
+    if (tile && s.kh == 1) level.of(T()).winograd1d_grad_w(threads, s, g, x.first, dw);
+    else if (tile) level.of(T()).winograd_grad_w(threads, tile, s, g, x, dw);
     else level.of(T()).direct_grad_w(threads, s, g, x.first, dw);
 }
 
@@ -426,7 +432,7 @@ py::array conv2d_(py::array x, py::array w, std::optional<py::array> b, Pair str
 
 // The gradient of two images, the first of `channels` channels; of one alone where that is all of them.
 std::pair<py::array, py::array> grad_x_of(py::array g, py::array w, Shape x_shape, Index channels, std::optional<py::array> b,
-                                          Pair stride, Pair padding, Pair dilation, Index groups, Index threads) {
+                                          bool relu, Pair stride, Pair padding, Pair dilation, Index groups, Index threads) {
     const Conv shape = check_conv(x_shape, shape_of(w), stride, padding, dilation, groups);
     expect("g", shape_of(g), {shape.n, shape.o, shape.oh, shape.ow});
     if (b) expect("b", shape_of(*b), {shape.c});
@@ -442,7 +448,8 @@ std::pair<py::array, py::array> grad_x_of(py::array g, py::array w, Shape x_shap
         const Joined<T> dx{first.view, two ? second.view : Image<T>{}};
         const T *pw = ws.data(), *pb = b ? bs.data() : nullptr;
         const Level level = current_level();
-        without_gil([&] { grad_x(level, threads, shape, gs.view, pw, pb, dx); });
+        const Activation activation = relu ? Activation::relu : Activation::none;
+        without_gil([&] { grad_x(level, threads, shape, gs.view, pw, pb, activation, dx); });
         return {first.array, second.array};
     };
     const auto call = [&] { return dispatch({{"g", g}, {"w", w}, {"b", b ? *b : w}}, run); };
@@ -451,15 +458,15 @@ std::pair<py::array, py::array> grad_x_of(py::array g, py::array w, Shape x_shap
 }
 
 py::array conv2d_grad_x_(py::array g, py::array w, Shape x_shape, std::optional<py::array> b, Pair stride, Pair padding,
-                         Pair dilation, Index groups, Index threads) {
+                         Pair dilation, Index groups, bool relu, Index threads) {
     const Index all = x_shape.size() == 4 ? x_shape[1] : 0;
-    return grad_x_of(g, w, x_shape, all, b, stride, padding, dilation, groups, threads).first;
+    return grad_x_of(g, w, x_shape, all, b, relu, stride, padding, dilation, groups, threads).first;
 }
 
 // The gradients of both, or of all channels together where the algorithm gives only that.
 py::object conv2d_joined_grad_x_(py::array g, py::array w, Shape x_shape, Index channels, Pair stride, Pair padding, Pair dilation,
                                  Index groups, Index threads) {
-    const auto [first, second] = grad_x_of(g, w, x_shape, channels, std::nullopt, stride, padding, dilation, groups, threads);
+    const auto [first, second] = grad_x_of(g, w, x_shape, channels, std::nullopt, false, stride, padding, dilation, groups, threads);
     if (first.shape(1) != channels) return first;
     return py::make_tuple(first, second);
 }
@@ -522,8 +529,8 @@ std::string get_conv_algorithm() {
 
 py::tuple winograd_matrices(int tile, int kernel) {
     const int points = tile + kernel - 1;
-    if (!((kernel == 3 && (tile == 4 || tile == 6)) || (kernel == 5 && tile == 4)))
-        throw py::value_error("Winograd's tiles are F(4, 3), F(6, 3) and F(4, 5)");
+    if (!((kernel == 3 && (tile == 4 || tile == 6)) || (kernel == 5 && tile == 4) || (kernel == 4 && tile == 5)))
+        throw py::value_error("Winograd's tiles are F(4, 3), F(6, 3), F(4, 5) and F(5, 4)");
     const py::array bt = pooled<double>({points, points}), a = pooled<double>({points, tile}),
                     g = pooled<double>({points, kernel});
     const auto data = [](const py::array& m) { return static_cast<double*>(const_cast<void*>(m.data())); };
@@ -568,6 +575,7 @@ py::array shaped(const py::array& a, const Shape& shape) {
 
 // Arrays of one shape whose elements are taken one by one, and a result beside them: all as they lie, if they lie alike
 // and without gaps, else as images; `turn`: images whose channels are not innermost are turned, for the layers to come.
+// Where the first array had to be copied, the result takes the copy's place: its memory need not be fetched once more.
 template <class T>
 struct Elements {
     std::vector<py::array> kept;
@@ -583,12 +591,15 @@ struct Elements {
         for (const py::array& a : arrays) alike = alike && same_strides(a, first);
         for (const py::array& a : arrays) alike = alike && reinterpret_cast<std::uintptr_t>(a.data()) % sizeof(T) == 0;
         if (!alike && shape.size() >= 2) {
+            bool copied = false;
             for (const py::array& a : arrays) {
-                const ImagesIn<T> images(as_images(a), threads);
+                const py::array given = as_images(a);
+                const ImagesIn<T> images(given, threads);
+                copied = copied || (kept.empty() && !images.array.is(given));
                 kept.push_back(images.array);
                 in.push_back(images.view);
             }
-            if (turn) { // in[0] is a copy of our own: the result takes its place
+            if (copied) {
                 result = shaped(kept[0], shape);
                 out = {const_cast<T*>(in[0].data), in[0].n, in[0].c, in[0].h, in[0].w, in[0].pitch};
                 return;

@@ -40,6 +40,7 @@ def conv2d_grad_x(
     padding: Pair,
     dilation: Pair,
     groups: int,
+    relu: bool,
     threads: int,
     /,
 ) -> Array: ...

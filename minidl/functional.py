@@ -742,13 +742,21 @@ def _padding_by_name(x: Tensor, w: Tensor, name: str, stride: Pair, dilation: Pa
 
 @op
 def _conv_transpose2d(
-    backend: Any, x: Array, w: Array, b: Array | None, out_shape: tuple[int, ...], options: dict[str, Any]
+    backend: Any,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    out_shape: tuple[int, ...],
+    options: dict[str, Any],
+    activation: str,
 ) -> Any:
+    y = backend.conv_transpose2d(x, w, out_shape, b, activation, **options)
+    before = _once(lambda g: backend.activation_grad(g, y, activation)) if activation else lambda g: g
     return (
-        backend.conv2d_grad_x(x, w, out_shape, b, **options),
-        lambda g: backend.conv2d(g, w, None, **options),
-        lambda g: backend.conv2d_grad_w(x, g, w.shape, **options),
-        lambda g: backend.channel_sum(g),
+        y,
+        lambda g: backend.conv2d(before(g), w, None, **options),
+        lambda g: backend.conv2d_grad_w(x, before(g), w.shape, **options),
+        lambda g: backend.channel_sum(before(g)),
     )
 
 
@@ -761,17 +769,21 @@ def conv_transpose2d(
     output_padding: Pair = 0,
     groups: int = 1,
     dilation: Pair = 1,
+    activation: str = "",
 ) -> Tensor:
     """The adjoint of conv2d: each input pixel paints its window of output pixels.
 
     x (N, C, H, W), weight (C, O/groups, KH, KW), bias (O,) -> y (N, O, OH, OW),
     OH = (H − 1)·stride − 2·padding + dilation·(KH − 1) + output_padding + 1. So it needs no kernel of its own: forward
-    is conv2d's gradient for its input, and conversely. Dumoulin & Visin 2016, section 4.
+    is conv2d's gradient for its input, and conversely. activation is "" or "relu", as in conv2d. Dumoulin & Visin 2016,
+    section 4.
     """
     if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[0]:
         raise ValueError(
             f"conv_transpose2d: input {x.shape} (N, C, H, W) does not fit weight {weight.shape} (C, O/groups, KH, KW)"
         )
+    if activation not in ("", "relu"):
+        raise ValueError(f"conv_transpose2d: activation is '' or 'relu', not {activation!r}")
     options = _conv_options(stride, padding, dilation, groups)
     if x.shape[1] % groups:
         raise ValueError(
@@ -799,7 +811,7 @@ def conv_transpose2d(
     if any(beyond):  # output_padding of a stride or more, which a dilation allows: rows that see zeros only
         x = pad(x, (0, beyond[1], 0, beyond[0]))
     out_shape = (x.shape[0], weight.shape[1] * groups, *size)
-    return _conv_transpose2d(x, weight, bias, out_shape, options)
+    return _conv_transpose2d(x, weight, bias, out_shape, options, activation)
 
 
 # --- one dimension is two with height 1
@@ -837,13 +849,13 @@ def conv_transpose1d(
     output_padding: Any = 0,
     groups: int = 1,
     dilation: Any = 1,
+    activation: str = "",
 ) -> Tensor:
     """conv_transpose2d along one axis.   x (N, C, L), weight (C, O/groups, K), bias (O,) -> y (N, O, OL)."""
     _check_1d("conv_transpose1d", x, weight)
     options = {"stride": _flat(stride, 1), "padding": _flat(padding, 0), "output_padding": _flat(output_padding, 0)}
-    y = conv_transpose2d(
-        unsqueeze(x, 2), unsqueeze(weight, 2), bias, **options, groups=groups, dilation=_flat(dilation, 1)
-    )
+    options |= {"groups": groups, "dilation": _flat(dilation, 1), "activation": activation}
+    y = conv_transpose2d(unsqueeze(x, 2), unsqueeze(weight, 2), bias, **options)
     return squeeze(y, 2)
 
 

@@ -425,28 +425,30 @@ class _ConvTranspose(_Conv):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rng=rng)
         self.output_padding = _tuple(output_padding, self.dims, "output_padding", 0)
 
-    def _options(self) -> tuple[Any, ...]:
-        return self.stride, self.padding, self.output_padding, self.groups, self.dilation
+    def _options(self, activation: str) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.output_padding, self.groups, self.dilation, activation
 
 
 class ConvTranspose2d(_ConvTranspose):
     """The adjoint of Conv2d, which enlarges.   x (N, in_channels, H, W) -> y (N, out_channels, OH, OW)."""
 
     dims = 2
+    fuses = ("relu",)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `functional.conv_transpose2d`."""
-        return F.conv_transpose2d(x, self.weight, self.bias, *self._options())
+    def forward(self, x: Tensor, activation: str = "") -> Tensor:
+        """See `functional.conv_transpose2d`; `activation` is what follows, done in the same pass."""
+        return F.conv_transpose2d(x, self.weight, self.bias, *self._options(activation))
 
 
 class ConvTranspose1d(_ConvTranspose):
     """The adjoint of Conv1d, which lengthens.   x (N, in_channels, L) -> y (N, out_channels, OL)."""
 
     dims = 1
+    fuses = ("relu",)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `functional.conv_transpose1d`."""
-        return F.conv_transpose1d(x, self.weight, self.bias, *self._options())
+    def forward(self, x: Tensor, activation: str = "") -> Tensor:
+        """See `functional.conv_transpose1d`; `activation` is what follows, done in the same pass."""
+        return F.conv_transpose1d(x, self.weight, self.bias, *self._options(activation))
 
 
 # === normalisation and dropout =======================================================================================

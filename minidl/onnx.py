@@ -251,11 +251,14 @@ def _conv2d_joined(
     return graph.activate(graph.node("Conv", both, w, b, **_window(options)), activation)
 
 
-def _conv_transpose2d(graph: Graph, x: Tensor, w: Any, b: Any, out_shape: Any, options: dict[str, Any]) -> str:
+def _conv_transpose2d(
+    graph: Graph, x: Tensor, w: Any, b: Any, out_shape: Any, options: dict[str, Any], activation: str
+) -> str:
     given = zip(x.shape[2:], w.shape[2:], *(options[name] for name in ("stride", "padding", "dilation")), strict=True)
     least = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in given]
     extra = [size - n for size, n in zip(out_shape[2:], least, strict=True)]
-    return graph.node("ConvTranspose", x, w, b, output_padding=extra, **_window(options))
+    y = graph.node("ConvTranspose", x, w, b, output_padding=extra, **_window(options))
+    return graph.activate(y, activation)
 
 
 def _hang_over(x: Tensor, out: Tensor, options: dict[str, Any]) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def test_a_build_with_assertions_computes(tmp_path: Path) -> None:
         "import numpy as np, minidl._C as C\n"
         "a, one, no = np.ones((1, 1, 4, 4), 'f4'), (1, 1), (0, 0)\n"
         "g = C.conv2d(a, a, None, one, no, one, 1, False, 1)\n"
-        "dx = C.conv2d_grad_x(g, a, a.shape, None, one, no, one, 1, 1)\n"
+        "dx = C.conv2d_grad_x(g, a, a.shape, None, one, no, one, 1, False, 1)\n"
         "dw = C.conv2d_grad_w(g, a, a.shape, one, no, one, 1, 1)\n"
         "y, index = C.max_pool2d(a, one, (4, 4), one, no, one, 1)\n"
         "da = C.max_pool2d_grad(y, index, a.shape, (4, 4), one, no, one, 1)\n"

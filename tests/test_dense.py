@@ -277,10 +277,12 @@ def test_a_read_only_parameter_is_refused(in_place: Any) -> None:
         (lambda rng: nn.Linear(3, 4, rng=rng), (2, 3)),
         (lambda rng: nn.Conv2d(2, 4, 3, rng=rng), (2, 2, 5, 5)),
         (lambda rng: nn.Conv1d(2, 4, 3, rng=rng), (2, 2, 7)),
+        (lambda rng: nn.ConvTranspose2d(2, 4, 3, rng=rng), (2, 2, 5, 5)),
+        (lambda rng: nn.ConvTranspose1d(32, 4, 3, rng=rng), (40, 32, 30)),
         (lambda rng: nn.BatchNorm2d(3), (4, 3, 2, 5)),
         (lambda rng: nn.BatchNorm1d(3).eval(), (4, 3)),
     ],
-    ids=["Linear", "Conv2d", "Conv1d", "BatchNorm2d", "BatchNorm1d"],
+    ids=["Linear", "Conv2d", "Conv1d", "ConvTranspose2d", "ConvTranspose1d", "BatchNorm2d", "BatchNorm1d"],
 )
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 def test_a_layer_takes_the_activation_behind_it(layer: Any, shape: Any, activation: Any) -> None:

@@ -13,12 +13,20 @@ import pytest
 from minidl import Tensor, explain_conv, set_conv_algorithm, set_num_threads
 from minidl import functional as F
 from minidl.backends import get_backend, use_backend
+from minidl.backends.numpy_backend import conv2d_shape
 from minidl.cases.kernels import KERNEL_CASES, ConvCase
 from tests.test_backends import require
 
 PAIRS = {6: ["3/4", "3/2"], 8: ["1", "2", "1/2"]}  # the points are 0, these with both signs, and infinity
 POSSIBLE = [
     case for case in KERNEL_CASES if case.w[2:] in ((3, 3), (5, 5)) and (*case.stride, *case.dilation) == (1,) * 4
+]
+ROWS = [  # kernels of one row, whose strides become channels
+    ConvCase("1x7/2, the tenth group leaves the row", (3, 5, 1, 39), (7, 5, 1, 7), (1, 2), (0, 3)),
+    ConvCase("1x5 on images", (2, 17, 6, 23), (9, 17, 1, 5), padding=(0, 2)),
+    ConvCase("1x3, wide padding", (2, 3, 1, 10), (33, 3, 1, 3), padding=(0, 8)),
+    ConvCase("1x20/4", (1, 4, 1, 101), (16, 4, 1, 20), (1, 4), (0, 10)),
+    ConvCase("the last pixels are not seen", (2, 8, 1, 23), (8, 8, 1, 9), (1, 3)),
 ]
 
 
@@ -54,8 +62,7 @@ def three_passes(
 def numbers(case: ConvCase, mean: float) -> list[np.ndarray]:
     """x, w, b and g, rounded to float32, so that both precisions start from the same."""
     rng = np.random.default_rng(len(case.name))
-    h, w = (case.x[i] + 2 * case.padding[i - 2] - case.w[i] + 1 for i in (2, 3))
-    shapes: list[tuple[int, ...]] = [case.x, case.w, case.w[:1], (case.x[0], case.w[0], h, w)]
+    shapes: list[tuple[int, ...]] = [case.x, case.w, case.w[:1], conv2d_shape(case.x, case.w, **case.options)]
     means = [mean, 0, 0, mean]
     return [(m + rng.standard_normal(shape)).astype(np.float32) for m, shape in zip(means, shapes, strict=True)]
 
@@ -76,7 +83,7 @@ def product(roots: list[Fraction]) -> list[Fraction]:
     return coefficients
 
 
-@pytest.mark.parametrize(("tile", "kernel"), [(4, 3), (6, 3), (4, 5)])
+@pytest.mark.parametrize(("tile", "kernel"), [(4, 3), (6, 3), (4, 5), (5, 4)])
 def test_matrices_follow_from_the_points(tile: int, kernel: int) -> None:
     require("cpp")
     from minidl import _C
@@ -102,7 +109,7 @@ def test_there_are_no_other_tiles() -> None:
     require("cpp")
     from minidl import _C
 
-    with pytest.raises(ValueError, match=r"F\(4, 3\), F\(6, 3\) and F\(4, 5\)"):
+    with pytest.raises(ValueError, match=r"F\(4, 3\), F\(6, 3\), F\(4, 5\) and F\(5, 4\)"):
         _C.winograd_matrices(6, 5)
 
 
@@ -110,7 +117,7 @@ def test_there_are_no_other_tiles() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("case", POSSIBLE, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", POSSIBLE + ROWS, ids=lambda case: case.name)
 def test_rows_of_the_table(cpp: Any, case: ConvCase, dtype: Any) -> None:
     for found, exact in zip(*three_passes(cpp, case, dtype), strict=True):
         assert found.dtype == dtype
@@ -132,12 +139,47 @@ def test_random_shapes(cpp: Any, seed: int) -> None:
         assert error(found, exact) < 1e-13
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_random_rows(cpp: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    stride = int(rng.integers(1, 5))
+    k = int(rng.integers(2 * stride + 1, 5 * stride + 1))
+    padding, h, n = int(rng.integers(0, k + 3)), int(rng.choice([1, 1, 3])), int(rng.integers(1, 70))
+    w = max(int(rng.integers(1, 90)), k - 2 * padding)
+    c, o = (int(channels) for channels in rng.integers(1, 70, 2))
+    case = ConvCase(f"seed {seed}", (n, c, h, w), (o, c, 1, k), (1, stride), (0, padding))
+    assert "asked for" in explain_conv(case.x, case.w, **case.options)
+    set_num_threads(int(rng.integers(1, 4)))
+    for found, exact in zip(*three_passes(cpp, case, np.float64), strict=True):
+        assert error(found, exact) < 1e-13
+
+
+def test_rows_of_pixels_with_gaps_between_them(cpp: Any) -> None:
+    case = ROWS[0]
+    x, w, b, g = numbers(case, 0)
+    wide_x, wide_g = (channels_last(np.repeat(a, 2, 1)) for a in (x, g))
+    xs, gs = wide_x[:, : case.w[1]], wide_g[:, : case.w[0]]  # the pitch is twice the channels
+    whole = [np.ascontiguousarray(a) for a in (xs, gs)]
+    for a, c in zip((xs, gs), whole, strict=True):
+        assert np.array_equal(a, c)
+    assert np.array_equal(cpp.conv2d(xs, w, b, **case.options), cpp.conv2d(whole[0], w, b, **case.options))
+    for name in ("conv2d_grad_x", "conv2d_grad_w"):
+        last = (w, x.shape) if name == "conv2d_grad_x" else (xs, w.shape)
+        dense = (w, x.shape) if name == "conv2d_grad_x" else (whole[0], w.shape)
+        assert np.array_equal(
+            getattr(cpp, name)(gs, *last, **case.options), getattr(cpp, name)(whole[1], *dense, **case.options)
+        )
+
+
 ACCURACY = [
     ConvCase("16 channels, F(6, 3)", (1, 16, 128, 128), (16, 16, 3, 3), padding=(1, 1)),
     ConvCase("128 channels, F(6, 3)", (1, 128, 60, 60), (64, 128, 3, 3), padding=(1, 1)),
     ConvCase("384 channels, F(6, 3)", (4, 384, 36, 36), (32, 384, 3, 3), padding=(1, 1)),
     ConvCase("384 channels, F(4, 3)", (8, 384, 7, 7), (64, 384, 3, 3), padding=(1, 1)),
     ConvCase("groups of 48, F(4, 5)", (4, 96, 31, 31), (64, 48, 5, 5), padding=(2, 2), groups=2),
+    ConvCase("1x7/2, 16 channels", (64, 16, 1, 950), (32, 16, 1, 7), (1, 2), (0, 3)),
+    ConvCase("1x3, 256 channels", (16, 256, 1, 64), (64, 256, 1, 3), padding=(0, 1)),
+    ConvCase("1x5, 128 channels", (16, 128, 1, 64), (64, 128, 1, 5), padding=(0, 2)),
 ]
 
 
@@ -154,8 +196,15 @@ def test_accuracy_in_float32(case: ConvCase, mean: float) -> None:
     assert errors[2] < 2e-5  # of the 1e-4 allowed
 
 
-def test_threads_change_no_bit(cpp: Any) -> None:
-    case = ConvCase("many tiles, two panels", (3, 40, 50, 41), (70, 20, 3, 3), padding=(1, 1), groups=2)
+@pytest.mark.parametrize(
+    "case",
+    [
+        ConvCase("many tiles, two panels", (3, 40, 50, 41), (70, 20, 3, 3), padding=(1, 1), groups=2),
+        ConvCase("the same in rows", (30, 10, 1, 301), (70, 10, 1, 7), (1, 2), (0, 3)),
+    ],
+    ids=lambda case: case.name,
+)
+def test_threads_change_no_bit(cpp: Any, case: ConvCase) -> None:
     set_num_threads(1)
     alone, _ = three_passes(cpp, case, np.float32)
     for threads in (2, 5):
@@ -164,8 +213,8 @@ def test_threads_change_no_bit(cpp: Any) -> None:
             assert np.array_equal(one, many)
 
 
-def test_bias_and_relu_are_applied_at_the_end(cpp: Any) -> None:
-    case = ConvCase("fused", (2, 9, 14, 11), (19, 9, 3, 3), padding=(1, 1))
+@pytest.mark.parametrize("case", [ConvCase("fused", (2, 9, 14, 11), (19, 9, 3, 3), padding=(1, 1)), ROWS[0]])
+def test_bias_and_relu_are_applied_at_the_end(cpp: Any, case: ConvCase) -> None:
     x, w, b, _ = numbers(case, 0)
     plain = cpp.conv2d(x, w, b, **case.options)
     assert (plain < 0).any()
@@ -188,6 +237,20 @@ def test_what_is_not_finite_reaches_all_that_sees_it(cpp: Any, value: float) -> 
     y = cpp.conv2d(x, w, None, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, activation="relu")
     assert not np.isfinite(y[0, :, 7:10, 8:11]).any()
     assert np.isfinite(y[0, :, 14:, 14:]).all()  # and at most the rest of its tiles
+    y = cpp.conv2d(x[:, :, 8:9], w[:, :, :1], None, stride=(1, 1), padding=(0, 1), dilation=(1, 1), groups=1)
+    assert not np.isfinite(y[0, :, :, 8:11]).any()
+    assert np.isfinite(y[0, :, :, 14:]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 3), (3, 3)])
+def test_no_image_gives_no_gradient(cpp: Any, size: tuple[int, int]) -> None:
+    x, w = np.ones((0, 16, 1, 400), np.float32), np.ones((16, 16, *size), np.float32)
+    options: Any = {"stride": (1, 1), "padding": (size[0] // 2, 1), "dilation": (1, 1), "groups": 1}
+    for algorithm in ("winograd", "auto"):
+        set_conv_algorithm(algorithm)
+        y = cpp.conv2d(x, w, None, **options)
+        assert y.shape == cpp.conv2d_grad_x(y, w, x.shape, **options).shape == x.shape
+        assert not cpp.conv2d_grad_w(y, x, w.shape, **options).any()
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -218,6 +281,20 @@ def test_the_plan_says_why() -> None:
         assert "fewer than 12 tiles" in why((2, 512, 7, 7), (512, 512, 3, 3), padding=1)
         assert "few outputs" in why((1, 16, 64, 64), (4, 16, 3, 3), padding=1)
         assert "Winograd" in explain_conv((2, 512, 7, 7), (512, 512, 3, 3), padding=1).splitlines()[2]
+
+        row = (64, 16, 1, 950)
+        assert (
+            why(row, (32, 16, 1, 7), stride=(1, 2), padding=(0, 3))
+            == "forward: Winograd F(5, 4), the phases of the stride as channels: 2.2 times fewer multiplications"
+        )
+        assert why(row, (32, 16, 1, 5), padding=(0, 2)).startswith("forward: Winograd F(4, 5): 2.5 times")
+        assert "Winograd F(5, 4)" in explain_conv(row, (32, 16, 1, 7), stride=(1, 2)).splitlines()[1]
+        assert "3 to 5 strides" in why(row, (32, 16, 1, 7))
+        assert "every row" in why((64, 16, 9, 950), (32, 16, 1, 5), stride=2)
+        assert "dilation" in why(row, (32, 16, 1, 5), dilation=2)
+        assert "one group" in why(row, (32, 8, 1, 5), groups=2)
+        assert "fewer than 16 channels" in why((64, 1, 1, 950), (16, 1, 1, 7), stride=(1, 2))
+        assert "so few tiles" in why((1, 32, 1, 200), (32, 32, 1, 7), stride=(1, 2))
         set_conv_algorithm("winograd")
         assert why((1, 3, 30, 30), (16, 3, 3, 3)).endswith("asked for")
         assert "stride 1" in why((1, 3, 30, 30), (16, 3, 3, 3), stride=2)

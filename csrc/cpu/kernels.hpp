@@ -84,13 +84,16 @@ enum class Activation { none, relu, tanh };
 template <class T>
 struct Kernels {
     // convolution (direct.hpp, winograd.hpp): w and dw are (O, C/groups, KH, KW); bias (O) may be null; a tile of m x m
-    // outputs for Winograd. grad_x takes a bias (C) for the transposed convolution.
+    // outputs for Winograd. grad_x takes a bias (C), and an activation, for the transposed convolution.
     void (*direct_conv2d)(int threads, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
     void (*direct_grad_x)(int threads, const Conv&, Image<const T> g, const T* w, const T* bias, Image<T> dx);
     void (*direct_grad_w)(int threads, const Conv&, Image<const T> g, Image<const T> x, T* dw);
     void (*winograd_conv2d)(int threads, int tile, const Conv&, Joined<const T> x, const T* w, const T* bias, Activation, Image<T> y);
-    void (*winograd_grad_x)(int threads, int tile, const Conv&, Image<const T> g, const T* w, const T* bias, Joined<T> dx);
+    void (*winograd_grad_x)(int threads, int tile, const Conv&, Image<const T> g, const T* w, const T* bias, Activation, Joined<T> dx);
     void (*winograd_grad_w)(int threads, int tile, const Conv&, Image<const T> g, Joined<const T> x, T* dw);
+    void (*winograd1d_conv2d)(int threads, const Conv&, Image<const T> x, const T* w, const T* bias, Activation, Image<T> y);
+    void (*winograd1d_grad_x)(int threads, const Conv&, Image<const T> g, const T* w, const T* bias, Activation, Image<T> dx);
+    void (*winograd1d_grad_w)(int threads, const Conv&, Image<const T> g, Image<const T> x, T* dw);
     void (*winograd_matrices)(int tile, int kernel, T* bt, T* a, T* g); // for the tests
 
     // elementwise (elementwise.hpp)

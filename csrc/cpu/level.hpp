@@ -26,6 +26,8 @@
 #include "optim.hpp"
 #include "winograd.hpp"
 
+#include "winograd1d.hpp"
+
 #include "rows.hpp"
 
 #include "elementwise.hpp"
@@ -48,6 +50,9 @@ Kernels<T> make_table() {
     k.winograd_conv2d = level::winograd_conv2d<T>;
     k.winograd_grad_x = level::winograd_grad_x<T>;
     k.winograd_grad_w = level::winograd_grad_w<T>;
+    k.winograd1d_conv2d = level::winograd1d_conv2d<T>;
+    k.winograd1d_grad_x = level::winograd1d_grad_x<T>;
+    k.winograd1d_grad_w = level::winograd1d_grad_w<T>;
     k.winograd_matrices = level::winograd_matrices<T>;
     k.relu = level::relu<T>;
     k.activation_grad = level::activation_grad<T>;

@@ -642,14 +642,15 @@ void winograd_conv2d(int threads, int tile, const Conv& s, Joined<const T> x, co
 
 // dx = g * w turned round, with the channels' roles exchanged
 template <class T>
-void winograd_grad_x(int threads, int tile, const Conv& s, Image<const T> g, const T* w, const T* bias, Joined<T> dx) {
+void winograd_grad_x(int threads, int tile, const Conv& s, Image<const T> g, const T* w, const T* bias, Activation activation,
+                     Joined<T> dx) {
     const Index inputs = s.c / s.groups, outputs = s.o / s.groups, taps = s.kh * s.kw;
     const winograd::Correlation c{s.groups, outputs, inputs, s.kh - 1 - s.ph, s.kw - 1 - s.pw};
     const winograd::Weights<T> weights{w, outputs * inputs * taps, taps, inputs * taps, true};
     const Joined<const T> in{g, {}};
-    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, in, weights, bias, Activation::none, dx);
-    else if (tile == 4) winograd::correlate<4, 3>(threads, c, in, weights, bias, Activation::none, dx);
-    else winograd::correlate<6, 3>(threads, c, in, weights, bias, Activation::none, dx);
+    if (s.kh == 5) winograd::correlate<4, 5>(threads, c, in, weights, bias, activation, dx);
+    else if (tile == 4) winograd::correlate<4, 3>(threads, c, in, weights, bias, activation, dx);
+    else winograd::correlate<6, 3>(threads, c, in, weights, bias, activation, dx);
 }
 
 // dw = the correlation of x with g
@@ -663,6 +664,7 @@ void winograd_grad_w(int threads, int tile, const Conv& s, Image<const T> g, Joi
 template <class T>
 void winograd_matrices(int tile, int kernel, T* bt, T* a, T* g) {
     if (kernel == 5) winograd::matrices<4, 5>(bt, a, g);
+    else if (kernel == 4) winograd::matrices<5, 4>(bt, a, g);
     else if (tile == 4) winograd::matrices<4, 3>(bt, a, g);
     else winograd::matrices<6, 3>(bt, a, g);
 }

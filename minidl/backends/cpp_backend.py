@@ -73,7 +73,15 @@ class CppBackend(NumpyBackend):
         groups: int,
     ) -> Array:
         """As NumpyBackend.conv2d_grad_x."""
-        return _C.conv2d_grad_x(g, w, x_shape, b, stride, padding, dilation, groups, self.threads)
+        return _C.conv2d_grad_x(g, w, x_shape, b, stride, padding, dilation, groups, False, self.threads)
+
+    def conv_transpose2d(
+        self, x: Array, w: Array, out_shape: Shape, b: Array | None, activation: str = "", **options: Any
+    ) -> Array:
+        """As NumpyBackend.conv_transpose2d."""
+        stride, padding, dilation, groups = (options[name] for name in ("stride", "padding", "dilation", "groups"))
+        relu = activation == "relu"
+        return _C.conv2d_grad_x(x, w, out_shape, b, stride, padding, dilation, groups, relu, self.threads)
 
     def conv2d_grad_w(
         self, g: Array, x: Array, w_shape: Shape, *, stride: Pair, padding: Pair, dilation: Pair, groups: int

@@ -552,6 +552,12 @@ class NumpyBackend:
         q = weight.reshape(along) * (hit * (1 - smoothing) + smoothing / classes)
         return xp.where((t == ignore_index)[:, None], 0, q).astype(x.dtype)  # type: ignore[no-any-return]
 
+    def conv_transpose2d(
+        self, x: Array, w: Array, out_shape: Shape, b: Array | None, activation: str = "", **options: Any
+    ) -> Array:
+        """Give activation(the adjoint of conv2d + b), as `conv2d_grad_x` of x; activation "relu" or ""."""
+        return self.activate(self.conv2d_grad_x(x, w, out_shape, b, **options), activation)
+
     # Dense layers. Their products are BLAS's.
 
     def activate(self, y: Array, activation: str) -> Array:
