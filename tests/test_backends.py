@@ -266,7 +266,7 @@ def test_a_build_with_assertions_computes(tmp_path: Path) -> None:
         "dx = C.conv2d_grad_x(g, a, a.shape, None, one, no, one, 1, False, 1)\n"
         "dw = C.conv2d_grad_w(g, a, a.shape, one, no, one, 1, 1)\n"
         "y, index = C.max_pool2d(a, one, (4, 4), one, no, one, 1)\n"
-        "da = C.max_pool2d_grad(y, index, a.shape, (4, 4), one, no, one, 1)\n"
+        "da = C.max_pool2d_grad(y, index, a.shape, None, (4, 4), one, no, one, 1)\n"
         "print(C.__file__, g.sum() + dx.sum() + dw.sum() + da.sum())"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
