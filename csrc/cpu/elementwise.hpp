@@ -5,6 +5,8 @@
 //   one pass        all operations while the element is in a register: reads 8, writes 4
 //   past the caches results too large to be found there again are not read before they are written: 12 bytes instead
 //                   of 16, the least there is. The arithmetic costs nothing: a core has some 15 cycles a vector.
+//   asked ahead     memory is asked for 4 KB more than the processor asks for by itself: the second pass of batch norm's
+//                   gradient 7.3 -> 5.4 ms on one core (16 channels of 4 x 512²)
 #pragma once
 
 namespace minidl {
