@@ -10,7 +10,10 @@ from examples.galaxy_bars import simulate as simulator
 from examples.galaxy_bars.commands import evaluate_galaxies, train_galaxies
 from examples.galaxy_bars.data import read_sample, split
 
-GALAXIES, EPOCHS, BATCH_SIZE = 2000, 16, 32
+GALAXIES = 2000
+# A fifth of the program's epochs, so a third of its rate: at 3e-3 seeds 1 to 3 got no further than .65 to .78 on their
+# validation parts in 16 epochs, at 1e-3 seeds 0 to 2 reach .98 to .99 in 20.
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 20, 32, 1e-3
 
 
 def reproduce(out: Path, *, seed: int = 0) -> Section:
@@ -18,7 +21,8 @@ def reproduce(out: Path, *, seed: int = 0) -> Section:
     sample, weights, report = out / "galaxies", out / "bars.safetensors", out / "evaluation"
     simulator.write(sample, GALAXIES, seed, overwrite=True)
     galaxies = read_sample(sample)
-    train_galaxies(galaxies, network.Recipe(epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed), weights, {"seed": seed})
+    recipe = network.Recipe(epochs=EPOCHS, batch_size=BATCH_SIZE, lr=LEARNING_RATE, seed=seed)
+    train_galaxies(galaxies, recipe, weights, {"seed": seed})
     model, meta = network.load(weights)
     test = galaxies[split(galaxies, seed)["test"]]
     tables, figures = evaluate_galaxies(model, meta, test, "test", report, overwrite=True)
