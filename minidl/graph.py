@@ -58,10 +58,8 @@ def summary(model: Module, input_shape: tuple[int, ...], dtype: Any = np.float32
     def see(module: Module, x: Any, y: Any) -> None:
         new = [p for p in module.parameters() if id(p) not in counted]
         counted.update(id(p) for p in new)
-        count, work = (
-            sum(p.size for p in new),
-            module.multiply_adds((x if isinstance(x, Tensor) else x[0]).shape, y.shape),
-        )
+        x = x if isinstance(x, Tensor) else x[0]  # of two images side by side the first
+        count, work = sum(p.size for p in new), module.multiply_adds(x.shape, y.shape)
         total[0] += count
         total[1] += work
         rows.append((f"{names[id(module)]}: {type(module).__name__}", str(y.shape), f"{count:,}", f"{work:,}"))

@@ -240,15 +240,14 @@ def _window(options: dict[str, Any]) -> dict[str, Any]:
     return {**found, "pads": 2 * list(found["pads"])}
 
 
-def _conv2d(graph: Graph, x: Tensor, w: Any, b: Any, options: dict[str, Any], activation: str) -> str:
+def _conv2d(graph: Graph, x: Any, w: Any, b: Any, options: dict[str, Any], activation: str) -> str:
     return graph.activate(graph.node("Conv", x, w, b, **_window(options)), activation)
 
 
 def _conv2d_joined(
     graph: Graph, x: Tensor, beside: Tensor, w: Any, b: Any, options: dict[str, Any], activation: str
 ) -> str:
-    both = graph.node("Concat", x, beside, axis=1)
-    return graph.activate(graph.node("Conv", both, w, b, **_window(options)), activation)
+    return _conv2d(graph, graph.node("Concat", x, beside, axis=1), w, b, options, activation)
 
 
 def _conv_transpose2d(
